@@ -1,0 +1,25 @@
+"""Dataset distillation and data selection: a large dataset in, a small one that trains nearly as well out.
+
+`distill.run(recipe)`, `distill.load(path)` and `distill.evaluate(path)` are the command line's functions. They are
+imported on first use, so that `import distill` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "load", "run"]
+
+_LAZY = {"run": "distill.run", "load": "distill.store.dataset", "evaluate": "distill.run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'distill' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,247 @@
+"""What crosses the boundaries between rooms: source, context, method, selection, set.
+
+Small frozen dataclasses; nothing here computes. Shape letters: N images, C classes, Ch channels, H height,
+W width, P parameters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.randomness import derive_seed
+from distill.training.config import Strict, TrainConfig
+
+if TYPE_CHECKING:
+    from distill.cache import Cache
+    from distill.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class Split:
+    """N labelled images in host memory, in a fixed order.
+
+    Args:
+        images: uint8 (N, Ch, H, W), pixel values 0..255. May be a view of a memory-mapped file.
+        labels: int64 (N,), class numbers.
+        fingerprint: sha256 (hex) over shape, images and labels in order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def blocks(self, size: int) -> Iterator[slice]:
+        """Consecutive row ranges of at most `size` images that cover the split."""
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The real dataset.
+
+    `valid` is cut from the training data by the recipe's seed, never from `test`. The test split is read by
+    evaluation alone: methods are given `source.without_test()`.
+
+    Args:
+        name: the data name of the recipe.
+        classes: class names, their position is the class number.
+        train, valid: what methods may read. `valid` may be empty.
+        mean, std: per channel of `train`, in units of pixel value / 255.
+        notes: what a reader must know about the data, such as "1000 of 60000 training images used".
+        held_out: the test split, None once `without_test` took it away.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    valid: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+    held_out: Split | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(Ch, H, W)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def test(self) -> Split:
+        if self.held_out is None:
+            raise AssertionError("the test split is read by evaluation alone")
+        return self.held_out
+
+    def without_test(self) -> Source:
+        return replace(self, held_out=None)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which samples of the source's train split to keep.
+
+    Args:
+        indices: int64 (n,), distinct, inside the train split, in the order they were picked.
+        weights: float32 (n,), mean 1.
+        scores: float32 (n,), gain or score of each pick; its meaning is in `meta["score"]`.
+        meta: JSON-able facts about how it was made.
+    """
+
+    indices: np.ndarray
+    weights: np.ndarray
+    scores: np.ndarray
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What to do to an image of the set, and of the test split, before a network sees it.
+
+    x = (pixel / 255 - mean) / std per channel; then, with ZCA, z = (flatten(x) - zca_mean) @ zca.
+
+    Args:
+        mean, std: per channel, in units of pixel value / 255.
+        zca, zca_inverse: float32 (Ch*H*W, Ch*H*W) or None; zca_mean: float32 (Ch*H*W,).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    zca: np.ndarray | None = None
+    zca_inverse: np.ndarray | None = None
+    zca_mean: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Soft labels as a codec stores them; `distill.labels.codecs` turns them into logits and back.
+
+    Args:
+        codec: name in `distill.labels.codecs`.
+        arrays: what the codec stores, by name.
+        attributes: JSON-able; holds at least `teacher` and `temperature`.
+    """
+
+    codec: str
+    arrays: Mapping[str, np.ndarray]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """The artefact: everything that a reader needs to train on it.
+
+    Args:
+        images: uint8 (N, Ch, H, W) in 0..255, or float16 in units of pixel value / 255.
+        labels: int64 (N,).
+        classes: class names.
+        preprocessing: how images reach a network.
+        train: the training that the set is meant for.
+        soft: soft labels, or None.
+        selection: where the images come from in the source, when they are real.
+        provenance: JSON-able: recipe, versions, seed, source fingerprint, code revision, method facts.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    train: TrainConfig
+    soft: SoftLabels | None = None
+    selection: Selection | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Task(Protocol):
+    """One counted piece of work inside a stage."""
+
+    def advance(self, count: int = 1) -> None: ...
+
+
+class Progress(Protocol):
+    """How a run tells what it does: bars on a terminal, lines elsewhere, and always log.jsonl."""
+
+    def task(self, title: str, *, total: int | None = None, unit: str = "") -> AbstractContextManager[Task]:
+        """A counted piece of work: `with progress.task("features", total=n, unit="image") as t: t.advance(b)`."""
+        ...
+
+    def note(self, text: str, **facts: Any) -> None:
+        """A line a user should read, such as "1000 of 60000 images used"; `facts` go to log.jsonl."""
+        ...
+
+    def warn(self, text: str, **facts: Any) -> None:
+        """Like `note`, marked as a warning."""
+        ...
+
+    def record(self, event: str, **facts: Any) -> None:
+        """To log.jsonl only."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use of the run around it.
+
+    Args:
+        seed: the recipe's seed; derive from it by name, never draw from a global generator.
+        device: where tensors live.
+        cache: features, logits, gradients and trained networks.
+        engine: trains K networks at once.
+        progress: where to tell what happens.
+        train: how students of this set are to be trained (the recipe's `train`).
+        scratch: a folder of this step for its own checkpoints; survives an interrupted run.
+    """
+
+    seed: int
+    device: torch.device
+    cache: Cache
+    engine: Engine
+    progress: Progress
+    train: TrainConfig
+    scratch: Path
+
+    def derive(self, *names: str | int) -> int:
+        """The seed that belongs to these names in this run."""
+        return derive_seed(self.seed, *names)
+
+
+class MethodConfig(Strict):
+    """Base of a method's configuration: limits are declared here, messages and tests follow from them."""
+
+
+class Method(ABC):
+    """A selector or distiller. A subclass sets the class attributes, its `Config`, and `run`.
+
+    `check` refuses what the configuration alone cannot know (a budget above a class, for example) before any work.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Literal["selector", "distiller"]]
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def check(self, source: Source, previous: DistilledSet | Selection | None) -> None:  # noqa: B027
+        """Raise InputError where this source or the step before cannot serve. `previous` is None in a dry run."""
+
+    @abstractmethod
+    def run(
+        self, ctx: Context, source: Source, previous: DistilledSet | Selection | None
+    ) -> DistilledSet | Selection:
+        """Do the step. `previous` is the result of the step before, None for the first."""

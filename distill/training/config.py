@@ -1,0 +1,42 @@
+"""How a network is trained, as data: the part of a recipe, of a set's train recipe and of a cache key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """Base of every configuration: unknown keys, wrong types and changes after creation are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class TrainConfig(Strict):
+    """One training run of one network.
+
+    The field's evaluation of distilled sets (reference: Cazenavette et al., "Dataset Distillation by Matching
+    Training Trajectories", CVPR 2022, released code) is SGD with momentum, the learning rate dropped tenfold
+    half-way (`schedule: step`) and DSA; these are the defaults.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    schedule: Literal["constant", "cosine", "step"] = "step"
+    warmup_epochs: NonNegative = 0.0
+    epochs: Annotated[int, Field(ge=1)] = 300
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    augment: Literal["none", "crop_flip", "crop", "dsa"] = "dsa"
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    mix_alpha: Positive = 1.0
+    loss: Literal["cross_entropy", "kl"] = "cross_entropy"
+    temperature: Positive = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
