@@ -52,11 +52,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def counter_bits(seed: int, epoch: Tensor | int, index: Tensor, draw: int) -> Tensor:
+def counter_bits(seed: int | Tensor, epoch: Tensor | int, index: Tensor, draw: int) -> Tensor:
     """64 random bits for each counter (seed, epoch, index, draw).
 
     Args:
-        seed: names the stream.
+        seed: names the stream; int64, broadcast against `index` where K streams are drawn at once.
         epoch: int64, broadcast against `index`.
         index: int64 of any shape, the sample's number in its data.
         draw: which of the sample's draws, a small constant.
@@ -65,12 +65,15 @@ def counter_bits(seed: int, epoch: Tensor | int, index: Tensor, draw: int) -> Te
         int64 of the shape of `index`; all 64 bits are random.
     """
     epoch = torch.as_tensor(epoch, dtype=torch.int64, device=index.device)
-    x = _mix(index * _signed(_GOLDEN) + _signed(seed * _MIX_B + _GOLDEN))
+    stream = seed * _signed(_MIX_B) + _signed(_GOLDEN)
+    if isinstance(stream, int):
+        stream = _signed(stream)
+    x = _mix(index * _signed(_GOLDEN) + stream)
     x = _mix(x + epoch * _signed(_GOLDEN) + _signed(_MIX_A))
     return _mix(x + _signed((draw + 1) * _GOLDEN))
 
 
-def counter_uniform(seed: int, epoch: Tensor | int, index: Tensor, draw: int) -> Tensor:
+def counter_uniform(seed: int | Tensor, epoch: Tensor | int, index: Tensor, draw: int) -> Tensor:
     """Uniform numbers in [0, 1) for each counter: multiples of 2^-24, hence exact and equal on every device.
 
     Returns:
@@ -79,7 +82,9 @@ def counter_uniform(seed: int, epoch: Tensor | int, index: Tensor, draw: int) ->
     return _shift_right(counter_bits(seed, epoch, index, draw), 40).to(torch.float32) * 2.0**-24
 
 
-def counter_integers(seed: int, epoch: Tensor | int, index: Tensor, draw: int, *, below: int) -> Tensor:
+def counter_integers(
+    seed: int | Tensor, epoch: Tensor | int, index: Tensor, draw: int, *, below: int
+) -> Tensor:
     """Uniform integers in [0, below) for each counter, int64; the bias is below `below` / 2^32."""
     return (_shift_right(counter_bits(seed, epoch, index, draw), 32) * below) >> 32
 

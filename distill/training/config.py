@@ -15,6 +15,7 @@ class Strict(BaseModel):
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Augment = Literal["none", "crop", "crop_flip", "dsa", "dsa_without_flip"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -34,7 +35,7 @@ class TrainConfig(Strict):
     warmup_epochs: NonNegative = 0.0
     epochs: Annotated[int, Field(ge=1)] = 300
     batch_size: Annotated[int, Field(ge=1)] = 256
-    augment: Literal["none", "crop_flip", "crop", "dsa"] = "dsa"
+    augment: Augment = "dsa"
     mix: Literal["none", "mixup", "cutmix"] = "none"
     mix_alpha: Positive = 1.0
     loss: Literal["cross_entropy", "kl"] = "cross_entropy"
