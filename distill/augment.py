@@ -79,6 +79,10 @@ class Views:
     angle: Tensor | None = None
     cutout: Tensor | None = None
 
+    def rows(self, which: Tensor | slice) -> Views:
+        """The views of some of the images."""
+        return Views(**{name: None if value is None else value[which] for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Mix:

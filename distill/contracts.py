@@ -22,6 +22,7 @@ from distill.training.config import Strict, TrainConfig
 
 if TYPE_CHECKING:
     from distill.cache import Cache
+    from distill.costs import Costs
     from distill.training.engine import Engine
 
 
@@ -202,6 +203,7 @@ class Context:
         device: where tensors live.
         cache: features, logits, gradients and trained networks.
         engine: trains K networks at once.
+        costs: where the time of earlier runs is charged when their results are read from the cache.
         progress: where to tell what happens.
         train: how students of this set are to be trained (the recipe's `train`).
         scratch: a folder of this step for its own checkpoints; survives an interrupted run.
@@ -211,6 +213,7 @@ class Context:
     device: torch.device
     cache: Cache
     engine: Engine
+    costs: Costs
     progress: Progress
     train: TrainConfig
     scratch: Path

@@ -6,6 +6,8 @@ Errors of other types are our own defects and leave with exit code 1.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DistillError(Exception):
     """Base of every error meant for a user.
@@ -36,6 +38,10 @@ class DistillError(Exception):
         self.allowed = allowed
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel from worker processes with every field."""
+        return _rebuild, (type(self), self.__dict__)
+
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         lines += [
@@ -44,6 +50,13 @@ class DistillError(Exception):
             if text
         ]
         return "\n".join(lines)
+
+
+def _rebuild(cls: type[DistillError], fields: dict[str, Any]) -> DistillError:
+    error = cls.__new__(cls)
+    error.__dict__.update(fields)
+    error.args = (fields["what"],)
+    return error
 
 
 class InputError(DistillError):

@@ -1,0 +1,1 @@
+"""Methods that synthesise images or labels."""

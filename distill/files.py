@@ -1,0 +1,83 @@
+"""Writing files so that a reader sees the whole of one or nothing, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from distill.errors import InputError
+
+PARTIAL = ".partial"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in the place of `path` in one move.
+
+    The file and its folder are synced, so that the move survives a power cut. On any error, Ctrl-C included, the
+    temporary file is removed and `path` stays as it was.
+
+    Raises:
+        InputError: the folder is not writable, or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    with disk_errors(path):
+        try:
+            write(partial)
+            sync(partial)
+            os.replace(partial, path)
+            sync(path.parent)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
+    """`write_atomically` for content that is at hand."""
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(data)
+
+    write_atomically(path, write)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder, and syncs its entries with the file
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write at `path` into one clear error (exit code 2)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                "the disk is full", where=str(path), found=_free(path), fix="free some space, or write elsewhere"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST):
+            raise InputError(
+                f"cannot be written: {os.strerror(error.errno)}",
+                where=str(path),
+                fix="choose a folder that you may write to",
+            ) from error
+        raise
+
+
+def _free(path: Path) -> str | None:
+    folder = path if path.is_dir() else path.parent
+    try:
+        return f"{shutil.disk_usage(folder).free} bytes free"
+    except OSError:
+        return None

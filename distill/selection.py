@@ -1,0 +1,171 @@
+"""What every selector shares: its budget, the samples it may choose from, and turning a choice into a set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from distill.contracts import DistilledSet, MethodConfig, Preprocessing, Selection, Source
+from distill.errors import InputError
+from distill.randomness import generator
+from distill.training.config import TrainConfig
+
+
+class BudgetConfig(MethodConfig):
+    """How many images to keep, balanced by class: `ipc` images a class, or a `fraction` of each class."""
+
+    ipc: Annotated[int, Field(ge=1)] | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.ipc is None) == (self.fraction is None):
+            raise ValueError("give exactly one of ipc and fraction")
+        return self
+
+
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Samples of each class: int64 (C,)."""
+    return np.bincount(labels, minlength=classes).astype(np.int64)
+
+
+def class_budget(counts: np.ndarray, names: tuple[str, ...], config: BudgetConfig) -> np.ndarray:
+    """How many samples of each class to keep: int64 (C,).
+
+    A fraction keeps round(fraction * n) samples in all, shared among the classes by largest remainder, none left
+    without one.
+
+    Args:
+        counts: int64 (C,), samples there are.
+        names: class names, for messages.
+        config: the budget.
+
+    Raises:
+        InputError: a class has fewer samples than the budget asks for, or the budget is below one a class.
+    """
+    if config.ipc is not None:
+        return fixed_budget(counts, names, config.ipc)
+    assert config.fraction is not None
+    total = round(config.fraction * int(counts.sum()))
+    if total < len(counts):
+        raise InputError(
+            f"a fraction of {config.fraction:g} keeps {total} images, fewer than the {len(counts)} classes",
+            allowed=f"a fraction of at least {len(counts) / int(counts.sum()):.3g}",
+            fix="raise fraction, or set ipc",
+        )
+    return _share(counts * config.fraction, total)
+
+
+def _share(exact: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers near `exact` (C,) that sum to `total`, none below 1, ties to the lower class number."""
+    budget = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while (short := total - int(budget.sum())) != 0:
+        owed = exact - budget
+        if short < 0:
+            owed[budget == 1] = np.inf
+        budget[int(np.argmax(owed) if short > 0 else np.argmin(owed))] += int(np.sign(short))
+    return budget
+
+
+def fixed_budget(counts: np.ndarray, names: tuple[str, ...], ipc: int) -> np.ndarray:
+    """`ipc` samples of every class: int64 (C,); refused where a class has fewer."""
+    small = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < ipc]
+    if small:
+        raise InputError(
+            f"{ipc} images per class are asked for, and {len(small)} of {len(names)} classes have fewer",
+            found=", ".join(small[:5]) + (", ..." if len(small) > 5 else ""),
+            allowed=f"at most {int(counts.min())} images per class",
+            fix="lower ipc, leave these classes out with data.classes, or cut fewer off with data.valid",
+        )
+    return np.full(len(names), ipc, dtype=np.int64)
+
+
+def candidates(source: Source, previous: DistilledSet | Selection | None) -> np.ndarray:
+    """Which train samples a selector may pick: those of the selection before, else all; int64, ascending."""
+    if previous is None:
+        return np.arange(len(source.train))
+    if isinstance(previous, Selection):
+        return np.sort(previous.indices)
+    raise InputError(
+        "a selector picks real images and cannot follow a distiller",
+        fix="put the selector before the distiller in steps",
+    )
+
+
+def check_budget(source: Source, previous: DistilledSet | Selection | None, config: BudgetConfig) -> None:
+    """Refuse, before any work, a budget that a class cannot fill or a step that cannot be followed."""
+    samples = source.train.labels.numpy()[candidates(source, previous)]
+    class_budget(class_counts(samples, len(source.classes)), source.classes, config)
+
+
+def by_class(indices: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[np.ndarray]:
+    """The samples of each class, in class order; int64 arrays that together are `indices`."""
+    own = labels[indices]
+    for number in range(classes):
+        yield indices[own == number]
+
+
+def select_by_class(
+    source: Source,
+    previous: DistilledSet | Selection | None,
+    config: BudgetConfig,
+    pick: Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray]],
+    *,
+    meta: Mapping[str, Any],
+) -> Selection:
+    """Run a selector class by class.
+
+    Args:
+        source, previous: as in `Method.run`.
+        config: the budget.
+        pick: (samples int64 (n,), count, class number) -> (chosen int64 (count,), scores float (count,)).
+        meta: facts; `score` says what the scores mean.
+    """
+    labels, classes = source.train.labels.numpy(), len(source.classes)
+    indices = candidates(source, previous)
+    budget = class_budget(class_counts(labels[indices], classes), source.classes, config)
+    picked = [
+        pick(samples, int(count), number)
+        for number, (samples, count) in enumerate(
+            zip(by_class(indices, labels, classes), budget, strict=True)
+        )
+    ]
+    chosen = np.concatenate([samples for samples, _ in picked]).astype(np.int64)
+    scores = np.concatenate([values for _, values in picked]).astype(np.float32)
+    assert len(np.unique(chosen)) == len(chosen) == int(budget.sum()), "budget kept, nothing twice"
+    return Selection(chosen, np.ones(len(chosen), dtype=np.float32), scores, meta)
+
+
+def random_pick(samples: np.ndarray, count: int, *, seed: int, name: str | int) -> np.ndarray:
+    """`count` of `samples`, uniformly without replacement; int64 (count,) in drawn order."""
+    order = torch.randperm(len(samples), generator=generator(seed, name)).numpy()
+    return samples[order[:count]]
+
+
+def random_subset(source: Source, budget: np.ndarray, *, seed: int) -> np.ndarray:
+    """A uniform random subset of the train split with `budget` (C,) samples of each class: int64 (sum,)."""
+    labels = source.train.labels.numpy()
+    classes = by_class(np.arange(len(labels)), labels, len(source.classes))
+    parts = [
+        random_pick(samples, int(count), seed=seed, name=number)
+        for number, (samples, count) in enumerate(zip(classes, budget, strict=True))
+    ]
+    return np.concatenate(parts)
+
+
+def materialise(selection: Selection, source: Source, train: TrainConfig) -> DistilledSet:
+    """The set of the selected real images with their hard labels."""
+    indices = torch.from_numpy(selection.indices)
+    return DistilledSet(
+        images=source.train.images[indices],
+        labels=source.train.labels[indices],
+        classes=source.classes,
+        preprocessing=Preprocessing(mean=source.mean, std=source.std),
+        train=train,
+        selection=selection,
+    )

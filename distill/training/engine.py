@@ -1,0 +1,160 @@
+"""The engine trains many networks in the way that is fastest on the device.
+
+- On a GPU, as one stack: every kernel computes all K networks (`distill/training/networks.py`).
+- On a CPU, as worker processes with one thread each (`distill/training/workers.py`): small networks do not fill two
+  threads, and a stack is slower than a loop there.
+- One network alone, in this process with all threads.
+
+The way chosen changes results by rounding alone: orders, views and initial weights come from each job's seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal
+
+import torch
+
+from distill.contracts import Progress
+from distill.errors import InputError, MemoryExhaustedError
+from distill.training.config import Precision
+from distill.training.job import Job, Trained
+from distill.training.loop import train
+from distill.training.memory import keep_freed_memory, memory_errors
+from distill.training.precision import resolve_precision
+from distill.training.workers import WorkerPool
+
+Way = Literal["auto", "serial", "workers", "stack"]
+
+_FIX_MEMORY = "lower train.batch_size, use a smaller network, or set DISTILL_WORKERS=1 on a CPU"
+
+
+class Engine:
+    """Trains jobs; a context manager, because worker processes live as long as it does.
+
+    Args:
+        device: where networks are trained.
+        precision: of forward and backward passes.
+        progress: where training tells how far it is.
+        way: how several networks are trained; `auto` is the fastest for the device.
+    """
+
+    def __init__(
+        self, device: torch.device, *, precision: Precision, progress: Progress, way: Way = "auto"
+    ) -> None:
+        self.device = device
+        self.dtype = resolve_precision(precision, device)
+        self.progress = progress
+        self.way = way
+        self._workers: WorkerPool | None = None
+        self._worker_peak = 0
+        keep_freed_memory()
+        if device.type == "cuda":
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def train(self, jobs: Sequence[Job], *, title: str) -> list[Trained]:
+        """Train every job and return the results in order.
+
+        Args:
+            jobs: any mix of models, data and lengths.
+            title: what a progress bar says.
+
+        Raises:
+            NonFiniteError: a loss became NaN or infinite; the error names the job.
+            MemoryExhaustedError: the device or the host ran out of memory.
+        """
+        way = self._choose(jobs)
+        self.progress.record("train", title=title, jobs=len(jobs), way=way, dtype=str(self.dtype))
+        total = sum(job.steps for job in jobs)
+        with self.progress.task(title, total=total, unit="step") as task:
+            if way == "workers":
+                return self._train_in_workers(jobs, task.advance)
+            if way == "stack":
+                return self._train_stacks(jobs, task.advance)
+            return [self._train_group([job], task.advance)[0] for job in jobs]
+
+    def _choose(self, jobs: Sequence[Job]) -> Way:
+        if self.way != "auto":
+            return self.way
+        if self.device.type == "cuda":
+            return "stack"
+        return "workers" if len(jobs) > 1 and worker_count() > 1 else "serial"
+
+    def _train_group(self, jobs: Sequence[Job], report: Callable[[int], None]) -> list[Trained]:
+        with memory_errors(f"training {jobs[0].label}", fix=_FIX_MEMORY):
+            return train(jobs, device=self.device, dtype=self.dtype, report=report)
+
+    def _train_stacks(self, jobs: Sequence[Job], report: Callable[[int], None]) -> list[Trained]:
+        """Jobs of one shape together; a stack that does not fit is halved, since results do not depend on it."""
+        results: dict[int, Trained] = {}
+        waiting = list(stackable(jobs))
+        while waiting:
+            numbers = waiting.pop(0)
+            try:
+                trained = self._train_group([jobs[number] for number in numbers], report)
+            except MemoryExhaustedError:
+                if len(numbers) == 1:
+                    raise
+                half = len(numbers) // 2
+                self.progress.warn(f"{len(numbers)} networks at once do not fit in memory; trying {half}")
+                waiting = [numbers[:half], numbers[half:], *waiting]
+                torch.cuda.empty_cache()
+                continue
+            results.update(zip(numbers, trained, strict=True))
+        return [results[number] for number in range(len(jobs))]
+
+    def _train_in_workers(self, jobs: Sequence[Job], report: Callable[[int], None]) -> list[Trained]:
+        if self._workers is None:
+            self._workers = WorkerPool(worker_count())
+        results = self._workers.train(jobs, dtype=self.dtype, report=report)
+        # At worst the hungriest jobs ran side by side.
+        peaks = sorted((result.peak_bytes for result in results), reverse=True)
+        self._worker_peak = max(self._worker_peak, sum(peaks[: self._workers.count]))
+        return results
+
+    def take_worker_peak(self) -> int:
+        """Bound on the worker processes' memory together since the last call, bytes; 0 if none worked."""
+        peak, self._worker_peak = self._worker_peak, 0
+        return peak
+
+
+def stackable(jobs: Sequence[Job]) -> list[list[int]]:
+    """Numbers of the jobs, grouped so that each group can be trained as one stack."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, job in enumerate(jobs):
+        soft = job.pool.targets.is_floating_point()
+        key = (job.model, job.classes, job.config, job.samples, job.pool.image_shape, soft, id(job.test))
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
+
+
+def worker_count() -> int:
+    """Processes that train side by side on a CPU: the cores this process may use, or DISTILL_WORKERS."""
+    text = os.environ.get("DISTILL_WORKERS")
+    if text is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(
+            "the number of workers is no number",
+            where="environment variable DISTILL_WORKERS",
+            found=text,
+            allowed="an integer >= 1",
+        )
+    return int(text)

@@ -1,0 +1,199 @@
+"""The one training loop: experts, teachers and students all pass through `train`.
+
+It trains K networks of one shape at once on one device; who runs it, and how many of it side by side, is the
+engine's affair (distill/training/engine.py).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.errors import NonFiniteError
+from distill.models import build
+from distill.randomness import derive_seed
+from distill.training.batches import Batches, DeviceImages
+from distill.training.config import TrainConfig
+from distill.training.job import Job, Pool, Trained
+from distill.training.memory import peak_bytes, reset_peak
+from distill.training.networks import Networks, NetworkStack, SingleNetwork
+from distill.training.precision import autocast
+
+_TEST_BLOCK = 1000  # images a forward pass; does not change results
+
+
+def train(
+    jobs: Sequence[Job],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Callable[[int], None] = lambda steps: None,
+) -> list[Trained]:
+    """Train the networks of `jobs`, which share model, config, classes and number of samples.
+
+    Args:
+        jobs: one network each.
+        device: where everything happens.
+        dtype: of autocast regions; losses, updates and tests are float32.
+        report: called after each epoch with the number of network steps done.
+
+    Returns:
+        One result a job, in order.
+
+    Raises:
+        NonFiniteError: a loss became NaN or infinite.
+    """
+    start = time.perf_counter()
+    reset_peak(device)
+    networks = build_networks(jobs, device)
+    losses = _fit(networks, jobs, device=device, dtype=dtype, report=report)
+    accuracies = _test(networks, jobs, device=device)
+    states = networks.states() if any(job.keep_state for job in jobs) else [{} for _ in jobs]
+    seconds, peak = time.perf_counter() - start, peak_bytes(device)
+    return [
+        Trained(loss=loss, accuracy=accuracy, seconds=seconds, peak_bytes=peak, state=state if job.keep_state else {})
+        for job, loss, accuracy, state in zip(jobs, losses, accuracies, states, strict=True)
+    ]
+
+
+def build_networks(jobs: Sequence[Job], device: torch.device) -> Networks:
+    """The networks of `jobs` with their initial weights."""
+    modules = [
+        build(
+            job.model,
+            image_shape=job.pool.image_shape,
+            classes=job.classes,
+            seed=derive_seed(job.seed, "init"),
+        )
+        for job in jobs
+    ]
+    return SingleNetwork(modules[0], device) if len(modules) == 1 else NetworkStack(modules, device)
+
+
+def _fit(
+    networks: Networks,
+    jobs: Sequence[Job],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Callable[[int], None],
+) -> list[float]:
+    """Train; the mean loss of the last epoch, one a network."""
+    config, steps_per_epoch = jobs[0].config, jobs[0].steps_per_epoch
+    batches = Batches(jobs, device)
+    optimizer = make_optimizer(networks.parameters(), config)
+    networks.train(True)
+    total = torch.zeros(len(jobs), device=device)
+    step = 0
+    for epoch in range(config.epochs):
+        total.zero_()
+        for batch in batches.epoch(epoch):
+            set_learning_rate(optimizer, config, step / steps_per_epoch)
+            with autocast(device, dtype):
+                logits = networks(batch.images)  # (K, B, C)
+            losses = network_losses(logits.float(), batch.targets, config, temperature=batches.temperature)  # (K,)
+            optimizer.zero_grad(set_to_none=True)
+            losses.sum().backward()
+            optimizer.step()
+            total += losses.detach()
+            step += 1
+        _refuse_non_finite(total, jobs, epoch)
+        report(steps_per_epoch * len(jobs))
+    return (total / steps_per_epoch).tolist()
+
+
+def _refuse_non_finite(losses: Tensor, jobs: Sequence[Job], epoch: int) -> None:
+    for job, loss in zip(jobs, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss of {job.label} became {loss} in epoch {epoch}",
+                found=f"{job.config.optimizer}, lr {job.config.lr:g}, batch size {job.config.batch_size}",
+                fix="lower lr (a tenth of it is a good next try), or set warmup_epochs",
+            )
+
+
+def make_optimizer(parameters: list[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+    """Plain SGD with momentum, or AdamW (momentum is its first beta)."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay
+    )
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """The learning rate at `epoch` (fractional): linear warm-up, then constant, cosine to 0, or a tenth half-way."""
+    if epoch < config.warmup_epochs:
+        return config.lr * (epoch + 1e-3) / config.warmup_epochs
+    if config.schedule == "cosine":
+        done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if config.schedule == "step" and epoch >= config.epochs // 2 + 1:
+        return config.lr * 0.1
+    return config.lr
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, epoch: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, epoch)
+
+
+def network_losses(logits: Tensor, targets: Tensor, config: TrainConfig, *, temperature: float) -> Tensor:
+    """Mean loss of each network over its batch.
+
+    Hard targets: cross-entropy, with label smoothing. Probabilities p, at temperature T with student logits z:
+    T^2 * sum_c p_c (log p_c - log softmax(z / T)_c); `cross_entropy` leaves out the constant p log p. The factor T^2
+    keeps the gradient's size independent of T (Hinton et al., 2015, section 2), so that the choice of optimiser does
+    not decide the result.
+
+    Args:
+        logits: float32 (K, B, C).
+        targets: int64 (K, B), or float32 (K, B, C) which sum to 1.
+        temperature: T; 1 where the targets come from classes and not from a teacher.
+
+    Returns:
+        float32 (K,).
+    """
+    networks, batch, classes = logits.shape
+    flat = logits.reshape(networks * batch, classes)
+    if not targets.is_floating_point():
+        per_sample = F.cross_entropy(
+            flat, targets.reshape(-1), reduction="none", label_smoothing=config.label_smoothing
+        )
+        return per_sample.view(networks, batch).mean(dim=1)
+    p = targets.reshape(networks * batch, classes)
+    per_sample = -(p * F.log_softmax(flat / temperature, dim=1)).sum(dim=1)
+    if config.loss == "kl":
+        per_sample = per_sample + torch.xlogy(p, p).sum(dim=1)
+    return per_sample.view(networks, batch).mean(dim=1) * temperature**2
+
+
+def _test(networks: Networks, jobs: Sequence[Job], *, device: torch.device) -> list[float | None]:
+    """Accuracy of every network on its job's test pool (the pools of one call are the same)."""
+    pool = jobs[0].test
+    if pool is None:
+        return [None for _ in jobs]
+    assert all(job.test is pool for job in jobs), "networks trained together are tested together"
+    return list(accuracies(networks, pool, device=device))
+
+
+@torch.no_grad()
+def accuracies(networks: Networks, pool: Pool, *, device: torch.device) -> list[float]:
+    """Share of `pool` (int64 targets) that each of the K networks classifies rightly, without augmentation."""
+    networks.train(False)
+    images, labels = DeviceImages(pool, device), pool.targets.to(device)
+    right: Tensor | int = 0
+    start = 0
+    for block in images.blocks(_TEST_BLOCK):
+        predicted = networks.on_shared(block).argmax(dim=2)  # (K, B)
+        right = right + (predicted == labels[start : start + len(block)]).sum(dim=1)
+        start += len(block)
+    assert isinstance(right, Tensor)
+    return (right.double() / len(pool)).tolist()

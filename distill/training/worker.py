@@ -1,0 +1,80 @@
+"""A worker process: reads jobs from standard input, trains them, writes results to standard output.
+
+Started by `distill.training.workers`. It ends when its input ends, even in the middle of a job, so that nothing
+outlives a parent that was killed; Ctrl-C is left to the parent.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import replace
+from typing import IO, Any
+
+import torch
+
+from distill.errors import DistillError
+from distill.training.job import Pool
+from distill.training.loop import train
+from distill.training.memory import keep_freed_memory, memory_errors
+from distill.training.workers import load_pool, read_frame, write_frame
+
+_CPU = torch.device("cpu")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a stray print must not reach the frames
+    jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
+    pools: dict[str, Pool] = {}
+    while True:
+        write_frame(results, _answer(jobs.get(), pools, results))
+
+
+def _listen(stream: IO[bytes], jobs: queue.SimpleQueue[Any]) -> None:
+    while (message := read_frame(stream)) is not None:
+        jobs.put(message)
+    os._exit(0)
+
+
+def _answer(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes]) -> tuple[Any, ...]:
+    try:
+        return ("done", message["number"], _train(message, pools, results))
+    except DistillError as error:
+        return ("error", error)
+    except Exception as error:
+        traceback.print_exc()
+        return ("error", DistillError(f"training {message['job'].label} failed: {error!r}"))
+
+
+def _train(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes]) -> Any:
+    torch.set_num_threads(message["threads"])
+    job, files = message["job"], message["files"]
+    job = replace(job, pool=_pool(files["pool"], pools), test=_pool(files["test"], pools))
+    with memory_errors(f"training {job.label}", fix="set DISTILL_WORKERS=1, or lower train.batch_size"):
+        return train(
+            [job],
+            device=_CPU,
+            dtype=message["dtype"],
+            report=lambda steps: write_frame(results, ("steps", steps)),
+        )[0]
+
+
+def _pool(stem: str | None, pools: dict[str, Pool]) -> Pool | None:
+    """The pool of these files; kept, so that jobs that share it also share the object."""
+    if stem is None:
+        return None
+    if stem not in pools:
+        pools[stem] = load_pool(stem)
+    return pools[stem]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Worker processes for a CPU: each trains one network at a time on a share of the cores.
+
+A worker is `python -m distill.training.worker`, spoken to over its standard input and output in frames (length, then
+pickle; both ends are this program). A fresh interpreter, rather than a fork, is safe beside this process's threads
+and lets a user's script be without `if __name__ == "__main__"`. Pools travel through memory-mapped files, once.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+import distill
+from distill.contracts import Preprocessing
+from distill.errors import DistillError, MemoryExhaustedError
+from distill.training.job import Job, Pool, Trained
+
+_LENGTH = struct.Struct("<Q")
+
+
+def write_frame(stream: IO[bytes], message: Any) -> None:
+    """Send one message."""
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> Any | None:
+    """Receive one message, None at the end of the stream."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (size,) = _LENGTH.unpack(head)
+    data = stream.read(size)
+    return pickle.loads(data) if len(data) == size else None
+
+
+class WorkerPool:
+    """At most `count` workers, started when first needed.
+
+    Threads of each worker: all cores shared among the workers that have work, so that three jobs on sixteen cores
+    use five threads each.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._workers: list[_Worker] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="distill-pools-"))
+        self._files: dict[Pool, str] = {}
+        self._events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
+
+    def train(
+        self, jobs: Sequence[Job], *, dtype: torch.dtype, report: Callable[[int], None]
+    ) -> list[Trained]:
+        """Train every job, the longest first, and return the results in order."""
+        waiting = sorted(range(len(jobs)), key=lambda number: jobs[number].steps)
+        busy = min(self.count, len(jobs))
+        threads = max(1, self.count // busy)
+        while len(self._workers) < busy:
+            self._workers.append(_Worker(self._events))
+        results: dict[int, Trained] = {}
+        try:
+            for worker in self._workers[:busy]:
+                self._give(worker, waiting.pop(), jobs, dtype, threads)
+            while len(results) < len(jobs):
+                worker, message = self._next_event()
+                if message[0] == "steps":
+                    report(message[1])
+                    continue
+                results[message[1]] = message[2]
+                if waiting:
+                    self._give(worker, waiting.pop(), jobs, dtype, threads)
+        except BaseException:
+            self._stop_workers()  # what they still compute is of no use any more
+            raise
+        return [results[number] for number in range(len(jobs))]
+
+    def _give(
+        self, worker: _Worker, number: int, jobs: Sequence[Job], dtype: torch.dtype, threads: int
+    ) -> None:
+        job = jobs[number]
+        worker.label = job.label
+        files = {"pool": self._file(job.pool), "test": None if job.test is None else self._file(job.test)}
+        # Weights and samples travel by file; the rest of the job is small.
+        bare = replace(job, pool=_absent(job.pool), test=None)
+        worker.send({"number": number, "job": bare, "files": files, "dtype": dtype, "threads": threads})
+
+    def _next_event(self) -> tuple[_Worker, Any]:
+        while True:
+            try:
+                worker, message = self._events.get(timeout=0.5)  # short, so that Ctrl-C is heard
+            except queue.Empty:
+                continue
+            if message is None:
+                raise _death(worker)
+            if message[0] == "error":
+                raise message[1]
+            return worker, message
+
+    def _file(self, pool: Pool) -> str:
+        """The pool's files, written when first used."""
+        if pool not in self._files:
+            stem = str(self._folder / f"pool-{len(self._files)}")
+            save_pool(pool, stem)
+            self._files[pool] = stem
+        return self._files[pool]
+
+    def _stop_workers(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+        self._events = queue.Queue()
+
+    def close(self) -> None:
+        """End the workers and remove their files."""
+        self._stop_workers()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _absent(pool: Pool) -> Pool:
+    """The pool without its samples, which a worker reads from the file."""
+    return replace(pool, images=pool.images[:0].clone(), targets=pool.targets[:0].clone())
+
+
+def _death(worker: _Worker) -> DistillError:
+    code = worker.process.wait()
+    if code in (-9, 137):
+        return MemoryExhaustedError(
+            f"the process that trained {worker.label} was killed, most likely for memory",
+            fix="set DISTILL_WORKERS=1, lower train.batch_size, or use a smaller network",
+        )
+    return DistillError(f"the process that trained {worker.label} ended with code {code}; its message stands above")
+
+
+class _Worker:
+    """One process and the thread that reads what it says."""
+
+    def __init__(self, events: queue.Queue) -> None:
+        self.label = ""
+        self._events = events
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "distill.training.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+        )
+        threading.Thread(target=self._read, args=(events,), daemon=True).start()
+
+    def _read(self, events: queue.Queue) -> None:
+        assert self.process.stdout is not None
+        while True:
+            message = read_frame(self.process.stdout)
+            events.put((self, message))
+            if message is None:
+                return
+
+    def send(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        try:
+            write_frame(self.process.stdin, message)
+        except BrokenPipeError as error:
+            raise _death(self) from error
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # what was buffered for a dead process cannot be written
+                    pass
+
+
+def _environment() -> dict[str, str]:
+    """The worker's environment: it finds this very package, and starts no threads of its own before it is told."""
+    root = str(Path(distill.__file__).parent.parent)
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def save_pool(pool: Pool, stem: str) -> None:
+    """Write a pool as STEM.images.npy, STEM.targets.npy and STEM.pre (its preprocessing)."""
+    np.save(f"{stem}.images.npy", pool.images.numpy())
+    np.save(f"{stem}.targets.npy", pool.targets.numpy())
+    Path(f"{stem}.pre").write_bytes(pickle.dumps(pool.preprocessing))
+
+
+def load_pool(stem: str) -> Pool:
+    """A pool whose samples stay in the files until they are touched."""
+    preprocessing: Preprocessing = pickle.loads(Path(f"{stem}.pre").read_bytes())
+    images, targets = (np.load(f"{stem}.{part}.npy", mmap_mode="c") for part in ("images", "targets"))
+    return Pool(torch.from_numpy(images), torch.from_numpy(targets), preprocessing)

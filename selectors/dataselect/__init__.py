@@ -1,0 +1,1 @@
+"""Data selectors: each picks real samples of the source and says why, in a `Selection`."""

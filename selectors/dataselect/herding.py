@@ -1,0 +1,69 @@
+"""Herding: pick samples whose running mean follows the mean of all.
+
+With mu the mean feature of a class, the t-th pick is  argmin_x || t mu - (sum_{s in S} f(s) + f(x)) ||_2  over the
+samples not yet picked (Welling, "Herding Dynamical Weights to Learn", ICML 2009; as exemplar choice: Rebuffi et al.,
+"iCaRL", CVPR 2017, algorithm 4). The DeepCore release takes the argmax of the residual, which drives the mean away.
+
+Features arrive centred, so mu = 0 and the residual is the sum of the picks alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataselect.features import FeatureConfig, FeatureSpace
+from distill.contracts import Context, DistilledSet, Method, Selection, Source
+from distill.selection import check_budget, select_by_class
+
+
+class Herding(Method):
+    """Herding: keeps the mean feature of each class."""
+
+    name = "herding"
+    kind = "selector"
+
+    class Config(FeatureConfig):
+        """Budget and features."""
+
+    config: Config
+
+    def check(self, source: Source, previous: DistilledSet | Selection | None) -> None:
+        check_budget(source, previous, self.config)
+
+    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
+        space = FeatureSpace(ctx, source, self.config)
+
+        def pick(samples: np.ndarray, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+            places, errors = herd(space.take(samples), count)
+            return samples[places.cpu().numpy()], errors.cpu().numpy()
+
+        meta = {"score": "distance between the mean of the picks so far and the class mean"}
+        return select_by_class(source, previous, self.config, pick, meta=meta)
+
+
+def herd(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Pick `count` rows by herding.
+
+    Args:
+        features: float32 (N, D), centred (their mean is 0).
+        count: at most N.
+
+    Returns:
+        Row numbers int64 (count,) in the order picked, and after each pick the distance float32 (count,) between the
+        picks' mean and the mean of all rows.
+    """
+    squares = features.square().sum(dim=1)  # (N,)
+    total = torch.zeros_like(features[0])  # (D,) sum of the picks
+    taken = torch.zeros_like(squares)
+    picks = torch.empty(count, dtype=torch.int64, device=features.device)
+    errors = torch.empty(count, device=features.device)
+    for turn in range(count):
+        # || total + f(x) ||^2 up to the constant || total ||^2
+        place = (squares + 2 * (features @ total) + taken).argmin()
+        picks[turn] = place
+        taken[place] = torch.inf
+        total = total + features[place]
+        errors[turn] = torch.linalg.vector_norm(total) / (turn + 1)
+    return picks, errors
