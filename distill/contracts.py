@@ -223,6 +223,9 @@ class Context:
         return derive_seed(self.seed, *names)
 
 
+StepKind = Literal["selector", "distiller"]
+
+
 class MethodConfig(Strict):
     """Base of a method's configuration: limits are declared here, messages and tests follow from them."""
 
@@ -230,18 +233,19 @@ class MethodConfig(Strict):
 class Method(ABC):
     """A selector or distiller. A subclass sets the class attributes, its `Config`, and `run`.
 
-    `check` refuses what the configuration alone cannot know (a budget above a class, for example) before any work.
+    `check` refuses what the configuration alone cannot know (a budget above a class, for example). It is called for
+    every step before the first one runs.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[Literal["selector", "distiller"]]
+    kind: ClassVar[StepKind]
     Config: ClassVar[type[MethodConfig]]
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def check(self, source: Source, previous: DistilledSet | Selection | None) -> None:  # noqa: B027
-        """Raise InputError where this source or the step before cannot serve. `previous` is None in a dry run."""
+    def check(self, source: Source, follows: StepKind | None) -> None:  # noqa: B027
+        """Raise InputError where this source, or the kind of the step before (None for the first), cannot serve."""
 
     @abstractmethod
     def run(

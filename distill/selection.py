@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from distill.contracts import DistilledSet, MethodConfig, Preprocessing, Selection, Source
+from distill.contracts import DistilledSet, MethodConfig, Preprocessing, Selection, Source, StepKind
 from distill.errors import InputError
 from distill.randomness import generator
 from distill.training.config import TrainConfig
@@ -32,6 +32,11 @@ class BudgetConfig(MethodConfig):
 def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
     """Samples of each class: int64 (C,)."""
     return np.bincount(labels, minlength=classes).astype(np.int64)
+
+
+def source_counts(source: Source) -> np.ndarray:
+    """Training samples of each class of the source: int64 (C,)."""
+    return class_counts(source.train.labels.numpy(), len(source.classes))
 
 
 def class_budget(counts: np.ndarray, names: tuple[str, ...], config: BudgetConfig) -> np.ndarray:
@@ -85,22 +90,22 @@ def fixed_budget(counts: np.ndarray, names: tuple[str, ...], ipc: int) -> np.nda
     return np.full(len(names), ipc, dtype=np.int64)
 
 
+def check_budget(source: Source, follows: StepKind | None, config: BudgetConfig) -> None:
+    """Refuse, before any work, a budget that a class cannot fill or a step that cannot be followed."""
+    if follows == "distiller":
+        raise InputError(
+            "a selector picks real images and cannot follow a distiller",
+            fix="put the selector before the distiller in steps",
+        )
+    class_budget(source_counts(source), source.classes, config)
+
+
 def candidates(source: Source, previous: DistilledSet | Selection | None) -> np.ndarray:
     """Which train samples a selector may pick: those of the selection before, else all; int64, ascending."""
     if previous is None:
         return np.arange(len(source.train))
-    if isinstance(previous, Selection):
-        return np.sort(previous.indices)
-    raise InputError(
-        "a selector picks real images and cannot follow a distiller",
-        fix="put the selector before the distiller in steps",
-    )
-
-
-def check_budget(source: Source, previous: DistilledSet | Selection | None, config: BudgetConfig) -> None:
-    """Refuse, before any work, a budget that a class cannot fill or a step that cannot be followed."""
-    samples = source.train.labels.numpy()[candidates(source, previous)]
-    class_budget(class_counts(samples, len(source.classes)), source.classes, config)
+    assert isinstance(previous, Selection), "refused by check_budget"
+    return np.sort(previous.indices)
 
 
 def by_class(indices: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[np.ndarray]:

@@ -21,11 +21,11 @@ from pydantic import Field
 from distill.cache import PENULTIMATE, Network
 from distill.cache.forward import Forward
 from distill.cache.teachers import TeacherConfig, train_teacher
-from distill.contracts import Context, DistilledSet, Method, MethodConfig, Selection, Source, Split
+from distill.contracts import Context, DistilledSet, Method, MethodConfig, Selection, Source, Split, StepKind
 from distill.errors import InputError
 from distill.labels.codecs import encode
 from distill.models import describe
-from distill.selection import class_counts, fixed_budget, materialise, random_subset
+from distill.selection import fixed_budget, materialise, random_subset, source_counts
 from distill.training.config import Positive
 
 
@@ -47,20 +47,20 @@ class SoftLabel(Method):
 
     config: Config
 
-    def check(self, source: Source, previous: DistilledSet | Selection | None) -> None:
-        if previous is None and self.config.ipc is None:
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        if follows is None and self.config.ipc is None:
             raise InputError(
                 "soft_label has no images to label",
                 fix="set ipc, or put a selector before it in steps",
             )
-        if previous is not None and self.config.ipc is not None:
+        if follows is not None and self.config.ipc is not None:
             raise InputError(
                 "soft_label labels the images of the step before, and ipc asks for others",
                 found=f"ipc {self.config.ipc}",
                 fix="remove ipc, or remove the step before",
             )
         if self.config.ipc is not None:
-            fixed_budget(_counts(source), source.classes, self.config.ipc)
+            fixed_budget(source_counts(source), source.classes, self.config.ipc)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         plain = self._images(ctx, source, previous)
@@ -87,15 +87,11 @@ class SoftLabel(Method):
             return previous
         if previous is None:
             assert self.config.ipc is not None, "refused by check"
-            budget = fixed_budget(_counts(source), source.classes, self.config.ipc)
+            budget = fixed_budget(source_counts(source), source.classes, self.config.ipc)
             chosen = random_subset(source, budget, seed=ctx.derive("images"))
             ones = np.ones(len(chosen), dtype=np.float32)
             previous = Selection(chosen, ones, np.zeros_like(ones), {"score": "none, always 0"})
         return materialise(previous, source, ctx.train)
-
-
-def _counts(source: Source) -> np.ndarray:
-    return class_counts(source.train.labels.numpy(), len(source.classes))
 
 
 def _label(plain: DistilledSet, teacher: Network, device: torch.device) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What an evaluation found, and report.json: the only place that knows the report's names.
 
 Names in the report are stable: programs read them. A new name may be added; renaming, removing or changing
-the meaning of one raises `VERSION`. Accuracies and differences are fractions, seconds are wall time, sizes are
-bytes.
+the meaning of one raises `VERSION`. Accuracies and differences are fractions, seconds are wall time, sizes
+are bytes.
 """
 
 from __future__ import annotations

@@ -31,6 +31,10 @@ Way = Literal["auto", "serial", "workers", "stack"]
 _FIX_MEMORY = "lower train.batch_size, use a smaller network, or set DISTILL_WORKERS=1 on a CPU"
 
 
+def _ignore(number: int, trained: Trained) -> None:
+    """Nobody waits for single results."""
+
+
 class Engine:
     """Trains jobs; a context manager, because worker processes live as long as it does.
 
@@ -69,12 +73,15 @@ class Engine:
             self._workers.close()
             self._workers = None
 
-    def train(self, jobs: Sequence[Job], *, title: str) -> list[Trained]:
+    def train(
+        self, jobs: Sequence[Job], *, title: str, on_done: Callable[[int, Trained], None] = _ignore
+    ) -> list[Trained]:
         """Train every job and return the results in order.
 
         Args:
             jobs: any mix of models, data and lengths.
             title: what a progress bar says.
+            on_done: called with a job's number and result as soon as it is there, in any order.
 
         Raises:
             NonFiniteError: a loss became NaN or infinite; the error names the job.
@@ -83,12 +90,21 @@ class Engine:
         way = self._choose(jobs)
         self.progress.record("train", title=title, jobs=len(jobs), way=way, dtype=str(self.dtype))
         total = sum(job.steps for job in jobs)
+        results: dict[int, Trained] = {}
+
+        def done(number: int, trained: Trained) -> None:
+            results[number] = trained
+            on_done(number, trained)
+
         with self.progress.task(title, total=total, unit="step") as task:
             if way == "workers":
-                return self._train_in_workers(jobs, task.advance)
-            if way == "stack":
-                return self._train_stacks(jobs, task.advance)
-            return [self._train_group([job], task.advance)[0] for job in jobs]
+                self._train_in_workers(jobs, task.advance, done)
+            elif way == "stack":
+                self._train_stacks(jobs, task.advance, done)
+            else:
+                for number, job in enumerate(jobs):
+                    done(number, self._train_group([job], task.advance)[0])
+        return [results[number] for number in range(len(jobs))]
 
     def _choose(self, jobs: Sequence[Job]) -> Way:
         if self.way != "auto":
@@ -101,9 +117,10 @@ class Engine:
         with memory_errors(f"training {jobs[0].label}", fix=_FIX_MEMORY):
             return train(jobs, device=self.device, dtype=self.dtype, report=report)
 
-    def _train_stacks(self, jobs: Sequence[Job], report: Callable[[int], None]) -> list[Trained]:
+    def _train_stacks(
+        self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
+    ) -> None:
         """Jobs of one shape together; a stack that does not fit is halved, since results do not depend on it."""
-        results: dict[int, Trained] = {}
         waiting = list(stackable(jobs))
         while waiting:
             numbers = waiting.pop(0)
@@ -117,13 +134,15 @@ class Engine:
                 waiting = [numbers[:half], numbers[half:], *waiting]
                 torch.cuda.empty_cache()
                 continue
-            results.update(zip(numbers, trained, strict=True))
-        return [results[number] for number in range(len(jobs))]
+            for number, result in zip(numbers, trained, strict=True):
+                done(number, result)
 
-    def _train_in_workers(self, jobs: Sequence[Job], report: Callable[[int], None]) -> list[Trained]:
+    def _train_in_workers(
+        self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
+    ) -> None:
         if self._workers is None:
             self._workers = WorkerPool(worker_count())
-        results = self._workers.train(jobs, dtype=self.dtype, report=report)
+        results = self._workers.train(jobs, dtype=self.dtype, report=report, done=done)
         # At worst the hungriest jobs ran side by side.
         peaks = sorted((result.peak_bytes for result in results), reverse=True)
         self._worker_peak = max(self._worker_peak, sum(peaks[: self._workers.count]))

@@ -65,9 +65,14 @@ class WorkerPool:
         self._events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
 
     def train(
-        self, jobs: Sequence[Job], *, dtype: torch.dtype, report: Callable[[int], None]
+        self,
+        jobs: Sequence[Job],
+        *,
+        dtype: torch.dtype,
+        report: Callable[[int], None],
+        done: Callable[[int, Trained], None],
     ) -> list[Trained]:
-        """Train every job, the longest first, and return the results in order."""
+        """Train every job, the longest first; `report` hears of steps, `done` of results. Returns them in order."""
         waiting = sorted(range(len(jobs)), key=lambda number: jobs[number].steps)
         busy = min(self.count, len(jobs))
         threads = max(1, self.count // busy)
@@ -83,6 +88,7 @@ class WorkerPool:
                     report(message[1])
                     continue
                 results[message[1]] = message[2]
+                done(message[1], message[2])
                 if waiting:
                     self._give(worker, waiting.pop(), jobs, dtype, threads)
         except BaseException:

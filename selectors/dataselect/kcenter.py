@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dataselect.features import FeatureConfig, FeatureSpace
-from distill.contracts import Context, DistilledSet, Method, Selection, Source
+from distill.contracts import Context, DistilledSet, Method, Selection, Source, StepKind
 from distill.selection import check_budget, select_by_class
 
 
@@ -31,8 +31,8 @@ class KCenter(Method):
 
     config: Config
 
-    def check(self, source: Source, previous: DistilledSet | Selection | None) -> None:
-        check_budget(source, previous, self.config)
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        check_budget(source, follows, self.config)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         space = FeatureSpace(ctx, source, self.config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distill.contracts import Context, DistilledSet, Method, Selection, Source
+from distill.contracts import Context, DistilledSet, Method, Selection, Source, StepKind
 from distill.selection import BudgetConfig, check_budget, random_pick, select_by_class
 
 
@@ -23,8 +23,8 @@ class RandomChoice(Method):
 
     config: Config
 
-    def check(self, source: Source, previous: DistilledSet | Selection | None) -> None:
-        check_budget(source, previous, self.config)
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        check_budget(source, follows, self.config)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         seed = ctx.derive("random")

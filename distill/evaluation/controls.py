@@ -1,0 +1,143 @@
+"""The arms of a comparison: what each trains on, in which regime, for how long.
+
+Every arm is given the same optimiser steps and, seed by seed, the same initial weights and counters. A random arm
+draws another subset for each seed, so that its interval holds the luck of the draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.contracts import DistilledSet, Source
+from distill.errors import InputError
+from distill.labels.codecs import decode
+from distill.randomness import derive_seed
+from distill.selection import class_counts, random_subset, source_counts
+from distill.training.config import TrainConfig
+from distill.training.job import Pool
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One arm in one regime.
+
+    Args:
+        name: `set`, `random` or `full`.
+        regime: `hard` or `soft`.
+        pool: images and targets.
+        config: training, with the arm's epochs.
+        indices: one int64 (n,) a seed, or None where every seed trains on the whole pool.
+    """
+
+    name: str
+    regime: str
+    pool: Pool
+    config: TrainConfig
+    indices: tuple[Tensor, ...] | None = None
+
+    @property
+    def images(self) -> int:
+        return len(self.pool) if self.indices is None else len(self.indices[0])
+
+
+def build_arms(
+    distilled: DistilledSet,
+    source: Source,
+    *,
+    against: tuple[str, ...],
+    regimes: tuple[str, ...] | None,
+    full_epochs: int | None,
+    seed: int,
+    seeds: int,
+) -> list[Arm]:
+    """The set in its regimes, then its controls.
+
+    Args:
+        distilled: the set.
+        source: where controls come from.
+        against: controls, of `random` and `full`; they have hard labels.
+        regimes: labels that students of the set see; None is every one that the set has.
+        full_epochs: epochs on the full data; None gives it the optimiser steps of the others.
+        seed: the root of the random subsets.
+        seeds: how many there are.
+
+    Raises:
+        InputError: a regime that the set has no labels for, or a class too small for a random control.
+    """
+    _refuse_other_classes(distilled, source)
+    arms = [_set_arm(distilled, regime) for regime in _regimes(distilled, regimes)]
+    real = Pool(source.train.images, source.train.labels, distilled.preprocessing)
+    config = distilled.train
+    if "random" in against:
+        arms.append(Arm("random", "hard", real, config, _random_indices(distilled, source, seed, seeds)))
+    if "full" in against:
+        epochs = full_epochs or _equal_epochs(config, len(distilled), len(source.train))
+        arms.append(Arm("full", "hard", real, config.model_copy(update={"epochs": epochs})))
+    return arms
+
+
+def _refuse_other_classes(distilled: DistilledSet, source: Source) -> None:
+    if distilled.classes != source.classes:
+        raise InputError(
+            "the set was made for other classes than the data have",
+            found=", ".join(distilled.classes[:5]),
+            allowed=", ".join(source.classes[:5]),
+            fix="evaluate on the data that the set was made from (data.* options)",
+        )
+    if tuple(distilled.images.shape[1:]) != source.image_shape:
+        raise InputError(
+            "the set's images have another shape than the data's",
+            found=str(tuple(distilled.images.shape[1:])),
+            allowed=str(source.image_shape),
+            fix="give the data the same resize and channels as in the set's recipe",
+        )
+
+
+def _regimes(distilled: DistilledSet, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+    has = ("hard",) if distilled.soft is None else ("hard", "soft")
+    for regime in asked or ():
+        if regime not in has:
+            raise InputError(
+                f"the set has no {regime} labels",
+                found=regime,
+                allowed=", ".join(has),
+                fix="name another regime, or add a step that labels the set, such as soft_label",
+            )
+    return asked or has
+
+
+def _set_arm(distilled: DistilledSet, regime: str) -> Arm:
+    targets: Tensor = distilled.labels
+    if regime == "soft":
+        assert distilled.soft is not None
+        logits = decode(distilled.soft)  # (V, N, C)
+        if len(logits) != 1:
+            raise InputError(
+                f"the set stores labels of {len(logits)} views, and students here see one label an image",
+                fix="evaluate in the regime hard",
+            )
+        targets = torch.as_tensor(logits[0])
+    return Arm("set", regime, Pool(distilled.images, targets, distilled.preprocessing), distilled.train)
+
+
+def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: int) -> tuple[Tensor, ...]:
+    """For each seed, as many real images of every class as the set has."""
+    budget = class_counts(distilled.labels.numpy(), len(source.classes))
+    if (budget > source_counts(source)).any():
+        raise InputError(
+            "the set has more images of a class than the data, so there is no random control of its size",
+            fix="leave random out of evaluate.against",
+        )
+    subsets = (
+        random_subset(source, budget, seed=derive_seed(seed, "random control", k)) for k in range(seeds)
+    )
+    return tuple(torch.from_numpy(subset) for subset in subsets)
+
+
+def _equal_epochs(config: TrainConfig, small: int, large: int) -> int:
+    """Epochs over `large` samples that take about the optimiser steps of `config.epochs` over `small`."""
+    steps = config.epochs * -(-small // config.batch_size)
+    return max(1, round(steps / -(-large // config.batch_size)))

@@ -1,0 +1,165 @@
+"""The protocol: every arm, regime and student, with paired seeds, tested once after the last epoch.
+
+Nothing is chosen on test data: no epoch, no learning rate, no seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.contracts import DistilledSet, Progress, Source
+from distill.evaluation.controls import Arm, build_arms
+from distill.evaluation.results import ArmResult, PairedDifference
+from distill.files import disk_errors
+from distill.models import describe
+from distill.randomness import derive_seed
+from distill.training.config import Strict
+from distill.training.engine import Engine
+from distill.training.job import Job, Pool, Trained
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is compared, on which students, how often.
+
+    Args:
+        students: model configurations.
+        seeds: networks an arm, regime and student; at least 2, for an interval.
+        against: controls, of `random` and `full`.
+        regimes: labels seen by students of the set; None is every one that applies.
+        full_epochs: epochs on the full data; None gives it the optimiser steps of the other arms.
+        seed: the root seed.
+    """
+
+    students: tuple[Strict, ...]
+    seeds: int
+    against: tuple[str, ...]
+    regimes: tuple[str, ...] | None
+    full_epochs: int | None
+    seed: int
+
+
+class Ledger:
+    """Accuracies known already, one JSON line each, so that an interrupted evaluation goes on where it was.
+
+    Args:
+        path: of the file; None keeps nothing.
+        identity: of the set; lines of another set are ignored.
+    """
+
+    def __init__(self, path: Path | None, *, identity: str) -> None:
+        self.path = path
+        self.identity = identity
+        self.known: dict[str, float] = {}
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                entry = _parse(line)
+                if entry is not None and entry["set"] == identity:
+                    self.known[entry["job"]] = entry["accuracy"]
+
+    def add(self, job: str, accuracy: float) -> None:
+        self.known[job] = accuracy
+        if self.path is None:
+            return
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"set": self.identity, "job": job, "accuracy": accuracy}) + "\n")
+
+
+def _parse(line: str) -> dict | None:
+    """A line of the ledger; None for one that was cut off by a crash."""
+    try:
+        entry = json.loads(line)
+        return entry if {"set", "job", "accuracy"} <= set(entry) else None
+    except (ValueError, TypeError):
+        return None
+
+
+def evaluate(
+    distilled: DistilledSet,
+    source: Source,
+    protocol: Protocol,
+    *,
+    engine: Engine,
+    progress: Progress,
+    ledger: Ledger,
+) -> tuple[tuple[ArmResult, ...], tuple[PairedDifference, ...]]:
+    """Train and test every student of every arm.
+
+    Returns:
+        One result an arm, regime and student; and the paired differences, the set's own first.
+    """
+    arms = build_arms(
+        distilled,
+        source,
+        against=protocol.against,
+        regimes=protocol.regimes,
+        full_epochs=protocol.full_epochs,
+        seed=protocol.seed,
+        seeds=protocol.seeds,
+    )
+    test = Pool(source.test.images, source.test.labels, distilled.preprocessing)
+    jobs = {
+        f"{arm.name}/{arm.regime}/{describe(student)}/{k}": _job(arm, student, k, test, len(source.classes), protocol.seed)
+        for student in protocol.students
+        for arm in arms
+        for k in range(protocol.seeds)
+    }
+    waiting = {name: job for name, job in jobs.items() if name not in ledger.known}
+    if len(waiting) < len(jobs):
+        progress.note(f"{len(jobs) - len(waiting)} of {len(jobs)} students are known from the interrupted run")
+    names = list(waiting)
+
+    def remember(number: int, trained: Trained) -> None:
+        assert trained.accuracy is not None
+        ledger.add(names[number], trained.accuracy)
+
+    if waiting:
+        engine.train(list(waiting.values()), title="students", on_done=remember)
+    results = tuple(
+        _result(arm, student, protocol, ledger) for student in protocol.students for arm in arms
+    )
+    return results, tuple(paired_differences(results))
+
+
+def _job(arm: Arm, student: Strict, k: int, test: Pool, classes: int, seed: int) -> Job:
+    return Job(
+        model=student,
+        classes=classes,
+        config=arm.config,
+        pool=arm.pool,
+        # One seed for the k-th network of every arm: the arms are paired.
+        seed=derive_seed(seed, "student", k),
+        indices=None if arm.indices is None else arm.indices[k],
+        test=test,
+        label=f"student {describe(student)} on {arm.name} ({arm.regime} labels), seed {k}",
+    )
+
+
+def _result(arm: Arm, student: Strict, protocol: Protocol, ledger: Ledger) -> ArmResult:
+    name = describe(student)
+    return ArmResult(
+        arm=arm.name,
+        regime=arm.regime,
+        student=name,
+        accuracies=tuple(
+            ledger.known[f"{arm.name}/{arm.regime}/{name}/{k}"] for k in range(protocol.seeds)
+        ),
+        epochs=arm.config.epochs,
+        steps=arm.config.epochs * -(-arm.images // arm.config.batch_size),
+        images=arm.images,
+    )
+
+
+def paired_differences(results: Sequence[ArmResult]) -> list[PairedDifference]:
+    """For each student: the set (soft labels first) against every control, then its regimes against each other."""
+    pairs = []
+    for student in dict.fromkeys(result.student for result in results):
+        own = [r for r in results if r.student == student]
+        ours = sorted((r for r in own if r.arm == "set"), key=lambda r: r.regime, reverse=True)
+        controls = [r for r in own if r.arm != "set"]
+        pairs += [PairedDifference.between(a, b) for b in controls for a in ours]
+        pairs += [PairedDifference.between(ours[0], b) for b in ours[1:]]
+    return pairs
