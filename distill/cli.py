@@ -1,0 +1,282 @@
+"""The command line. Nothing heavy is imported before a command runs, so that --help answers at once.
+
+Exit codes: 0 done, 2 the user's input, 3 damaged data, 4 out of memory, 130 interrupted; 1 is a defect of ours.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from distill import __version__
+from distill.errors import DistillError, MemoryExhaustedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INTERRUPTED = 130
+_DEBUG = "distill.debug"
+
+
+class Guarded(click.Command):
+    """A command whose errors are one clear message and an exit code; with --debug, also the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _terminated)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted; the same command goes on from here", err=True)
+            _leave(ctx, INTERRUPTED)
+        except DistillError as error:
+            click.echo(f"error: {error}", err=True)
+            _leave(ctx, error.exit_code)
+        except MemoryError:
+            click.echo(f"error: {MemoryExhaustedError('out of memory', fix='lower train.batch_size')}", err=True)
+            _leave(ctx, MemoryExhaustedError.exit_code)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except BrokenPipeError:
+            _leave(ctx, 0)  # the reader of our output, such as `head`, has seen enough
+        except Exception as error:
+            click.echo(
+                f"error: {type(error).__name__}: {error}\n"
+                "  this is a defect of distill; run again with --debug and report what it prints",
+                err=True,
+            )
+            _leave(ctx, 1)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _leave(ctx: click.Context, code: int) -> NoReturn:
+    if ctx.meta.get(_DEBUG):
+        import traceback
+
+        traceback.print_exc()
+    ctx.exit(code)
+
+
+def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[_DEBUG] = value
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+device_option = click.option("--device", metavar="D", help="cpu, cuda or cuda:N; default: cuda where present.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="distill")
+def main() -> None:
+    """Turn a large dataset into a small one that trains nearly as well, and prove it.
+
+    `distill run digits` is the whole job on a small example; `distill recipes ls` lists what else is shipped.
+    """
+
+
+@main.command(cls=Guarded)
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/RECIPE.")
+@device_option
+@click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
+@click.option("--dry-run", is_flag=True, help="Resolve and estimate everything, run nothing.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run; an error if there is none.")
+@click.option("--fresh", is_flag=True, help="Start anew, replacing whatever run the folder holds.")
+@click.option("--quiet", "-q", is_flag=True, help="Results, warnings and errors only.")
+@debug_option
+def run(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    device: str | None,
+    seed: int | None,
+    dry_run: bool,
+    resume: bool,
+    fresh: bool,
+    quiet: bool,
+) -> None:
+    """Run RECIPE: from data to an evaluated set.
+
+    RECIPE is a path, or the name of a shipped recipe. KEY=VALUE overrides one of its keys, for example
+    `distill run digits steps.0.ipc=5 evaluate.seeds=3`. The folder then holds set.h5, report.json, report.html,
+    recipe.yaml and log.jsonl.
+
+    A run that was interrupted goes on where it was when the same command is given again.
+    """
+    if resume and fresh:
+        raise click.UsageError("--resume and --fresh exclude each other")
+    from distill import run as runner
+
+    if dry_run:
+        click.echo(runner.dry_run(recipe, overrides, out=out, device=device, seed=seed))
+        return
+    result = runner.run(
+        recipe,
+        overrides,
+        out=out,
+        device=device,
+        seed=seed,
+        resume=resume,
+        fresh=fresh,
+        quiet=quiet,
+    )
+    click.echo(result.table)
+    click.echo()
+    for path in (result.folder.set, result.folder.report_json, result.folder.report_html):
+        click.echo(str(path))
+
+
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+@main.command(cls=Guarded)
+@click.argument("path", metavar="SET.H5", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--students", metavar="A,B", callback=_names, help="Model names; default: the recipe's.")
+@click.option("--seeds", type=click.IntRange(min=2), help="Networks an arm and student; default: the recipe's.")
+@click.option("--against", metavar="A,B", callback=_names, help="Controls: random, full; default: the recipe's.")
+@click.option("--regime", metavar="A,B", callback=_names, help="Labels: hard, soft; default: all there are.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write report.json and report.html there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of the table.")
+@device_option
+@click.option("--quiet", "-q", is_flag=True, help="Results, warnings and errors only.")
+@debug_option
+def evaluate(
+    path: Path,
+    overrides: tuple[str, ...],
+    students: tuple[str, ...] | None,
+    seeds: int | None,
+    against: tuple[str, ...] | None,
+    regime: tuple[str, ...] | None,
+    out: Path | None,
+    as_json: bool,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Train students on SET.H5 and on its controls, and compare.
+
+    The data are those of the set's recipe; KEY=VALUE changes it, for example `data.folder=/where/they/are` or
+    `train.epochs=100`.
+    """
+    from distill import run as runner
+
+    evaluation = runner.evaluate(
+        path,
+        overrides,
+        students=students,
+        seeds=seeds,
+        against=against,
+        regimes=regime,
+        out=out,
+        device=device,
+        quiet=quiet,
+    )
+    if as_json:
+        import json
+
+        from distill.evaluation.results import to_report
+
+        click.echo(json.dumps(to_report(evaluation), indent=2))
+        return
+    from distill.report.tables import render
+
+    click.echo(render(evaluation))
+
+
+@main.command(cls=Guarded)
+@click.argument("path", metavar="SET.H5", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--verify", is_flag=True, help="Read everything and check every sha256.")
+@debug_option
+def inspect(path: Path, as_json: bool, verify: bool) -> None:
+    """Show what SET.H5 holds: shapes, bytes, provenance."""
+    from distill.store.summary import describe, summarise
+
+    summary = summarise(path, verify=verify)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(summary, indent=2))
+        return
+    click.echo(describe(summary))
+
+
+@main.group()
+def recipes() -> None:
+    """Shipped recipes."""
+
+
+@recipes.command("ls", cls=Guarded)
+@debug_option
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from distill.recipe import recipe_names, recipe_text
+
+    names = recipe_names()
+    width = max(map(len, names))
+    for name in names:
+        first = recipe_text(name).splitlines()[0].lstrip("# ").rstrip()
+        click.echo(f"{name:<{width}}  {first}")
+
+
+@recipes.command("show", cls=Guarded)
+@click.argument("name")
+@debug_option
+def recipes_show(name: str) -> None:
+    """Print a shipped recipe, for example to save and change it."""
+    from distill.recipe import recipe_text
+
+    click.echo(recipe_text(name), nl=False)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def methods(ctx: click.Context) -> None:
+    """Methods: selectors and distillers."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(methods_ls)
+
+
+@methods.command("ls", cls=Guarded)
+@debug_option
+def methods_ls() -> None:
+    """List the methods that a recipe's steps may name."""
+    from distill.registry import methods as registered
+
+    entries = registered().values()
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        click.echo(f"{entry.name:<{width}}  {entry.kind:<9}  {entry.summary}")
+
+
+@main.command(cls=Guarded)
+@debug_option
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    import json
+
+    from distill.recipe import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

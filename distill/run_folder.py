@@ -1,0 +1,180 @@
+"""The folder of a run: which files it holds, and when a run may go on in one.
+
+DIR/set.h5, report.json, report.html, recipe.yaml, log.jsonl   what a user reads
+DIR/.resume/                                                   what an interrupted run needs; gone once it is done
+
+The same recipe in the same folder goes on where it was interrupted, or runs again when it was finished; another
+recipe is refused, with the differences, unless the folder is started afresh.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.errors import InputError
+from distill.files import disk_errors, write_bytes_atomically
+from distill.recipe import differences
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind; two runs in one folder are then not caught
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def set(self) -> Path:
+        return self.root / "set.h5"
+
+    @property
+    def report_json(self) -> Path:
+        return self.root / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def resume(self) -> Path:
+        return self.root / ".resume"
+
+    @property
+    def ledger(self) -> Path:
+        return self.resume / "students.jsonl"
+
+    def step(self, number: int) -> Path:
+        """The result of a finished step."""
+        return self.resume / f"step-{number}.h5"
+
+    def scratch(self, number: int) -> Path:
+        """A step's own checkpoints."""
+        return self.resume / f"step-{number}"
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files that a finished run leaves."""
+        return (self.set, self.report_json, self.report_html, self.recipe, self.log)
+
+    def open(self, merged_yaml: str, *, resume: bool, fresh: bool) -> bool:
+        """Prepare the folder for this recipe.
+
+        Args:
+            merged_yaml: the merged recipe.
+            resume: insist on going on with an interrupted run.
+            fresh: start anew, whatever the folder holds of an earlier run.
+
+        Returns:
+            Whether an interrupted run goes on.
+
+        Raises:
+            InputError: another recipe's run is there, there is nothing to resume, or the folder is not writable.
+        """
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        if not fresh and self.recipe.exists():
+            self._refuse_other_recipe(merged_yaml)
+        interrupted = self.resume.is_dir() and not fresh
+        if resume and not interrupted:
+            raise InputError(
+                "there is no interrupted run to resume",
+                where=str(self.root),
+                fix="leave --resume out to run from the start",
+            )
+        if not interrupted:
+            self._clear()
+        with disk_errors(self.resume):
+            self.resume.mkdir(exist_ok=True)
+        write_bytes_atomically(self.recipe, merged_yaml.encode())
+        return interrupted
+
+    def _refuse_other_recipe(self, merged_yaml: str) -> None:
+        try:
+            earlier = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            earlier = None
+        wanted = yaml.safe_load(merged_yaml)
+        if earlier == wanted:
+            return
+        changes = differences(earlier, wanted) if isinstance(earlier, Mapping) else ["recipe.yaml is unreadable"]
+        raise InputError(
+            "the folder holds the run of another recipe",
+            where=str(self.root),
+            found="; ".join(changes[:8]) + ("; ..." if len(changes) > 8 else ""),
+            fix="name another folder with --out, or replace the run with --fresh",
+        )
+
+    def _clear(self) -> None:
+        """Remove what an earlier run left, and nothing else."""
+        with disk_errors(self.root):
+            shutil.rmtree(self.resume, ignore_errors=True)
+            for path in self.outputs:
+                path.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """The run is complete: forget what resuming would have needed."""
+        shutil.rmtree(self.resume, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run out of the folder; the lock ends with the process, however it ends."""
+        path = self.root / ".lock"
+        with disk_errors(path):
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            _lock(handle, self.root)
+            yield
+            with suppress(OSError):
+                path.unlink()
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, root: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(
+            "another run is at work in this folder",
+            where=str(root),
+            fix="wait for it, or name another folder with --out",
+        ) from error
+
+
+def without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without anything that belongs to one machine: files, folders and the cache.
+
+    This is what goes into a set, whose bytes must not depend on where its data lay.
+    """
+    kept = {key: value for key, value in recipe.items() if key != "cache"}
+    kept["data"] = {key: value for key, value in recipe["data"].items() if not _is_path(key, value)}
+    return kept
+
+
+def _is_path(key: str, value: Any) -> bool:
+    if key not in ("folder", "file", "train", "test", "valid", "train_labels", "test_labels"):
+        return False
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
