@@ -1,0 +1,193 @@
+"""Your own images, one folder a class.
+
+Either FOLDER/train/CLASS/... and FOLDER/test/CLASS/... (or `val` where there is no `test`), or
+FOLDER/CLASS/... alone, from which a share of each class is cut as the test split, the same images for every
+seed. A folder named `train` decides: where it exists, the first form is meant. Images may lie in folders
+below their class. Classes are numbered in the order of their sorted names, images follow their sorted paths;
+hidden files and folders are skipped, other files are counted and told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distill.contracts import Progress
+from distill.data.base import DEFAULT_TEST, Data, DataConfig, Fraction, Plan, existing
+from distill.data.build import EncodedRows, Found
+from distill.data.decode import Item, PixelFormat, image_shape
+from distill.data.rows import share_per_class
+from distill.errors import InputError
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+)
+
+
+class FolderConfig(DataConfig):
+    """Options of `folder`.
+
+    Args:
+        folder: holds the class folders, or `train` and `test`.
+        test: the share of each class cut as the test split, where there is no test folder; null is 0.2 then.
+    """
+
+    name: Literal["folder"] = "folder"
+    folder: str
+    test: Fraction | None = None
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Files of one split.
+
+    Args:
+        root: the folder above the class folders.
+        files: image files by class name, both sorted.
+        others: how many files have no image suffix.
+    """
+
+    root: Path
+    files: dict[str, list[Path]]
+    others: int
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.files.values()))
+
+
+class Folder(Data):
+    """Your images, one folder a class."""
+
+    name = "folder"
+    Config = FolderConfig
+
+    def find(self, progress: Progress) -> Found:
+        train, test, notes = self._trees()
+        classes = tuple(train.files)
+        for tree in (train, test):
+            if tree is not None:
+                _check_classes(tree, classes)
+                notes += _ignored(tree)
+        return Found(
+            train=_rows(train, classes),
+            test=_rows(test, classes) if test is not None else self._share,
+            classes=classes,
+            notes=tuple(notes),
+        )
+
+    def peek(self) -> Plan:
+        train, test, _ = self._trees()
+        first = next((file for files in train.files.values() for file in files), None)
+        shape = None if first is None else image_shape(Item(str(first), first), PixelFormat())
+        if test is not None:
+            return Plan(len(train.files), shape, train.count, test.count)
+        labels = _labels(train, tuple(train.files))
+        cut = int(share_per_class(labels, self._share, classes=len(train.files)).sum())
+        return Plan(len(train.files), shape, train.count - cut, cut)
+
+    @property
+    def _share(self) -> float:
+        return DEFAULT_TEST if self.config.test is None else self.config.test
+
+    def _trees(self) -> tuple[_Tree, _Tree | None, list[str]]:
+        root = existing(self.config.folder, option="folder", folder=True)
+        if not (root / "train").is_dir():
+            return _tree(root), None, []
+        test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+        if test is None:
+            return _tree(root / "train"), None, []
+        if self.config.test is not None:
+            raise InputError(
+                "the data bring their own test split",
+                where="data.test",
+                found=f"{self.config.test}, and the folder {test}",
+                fix="remove data.test",
+            )
+        return _tree(root / "train"), _tree(test), _which_test(root, test)
+
+
+def _which_test(root: Path, test: Path) -> list[str]:
+    if test.name == "val":
+        return [f"{test} is the test split: there is no folder {root / 'test'}"]
+    return [f"{root / 'val'} is not used"] if (root / "val").is_dir() else []
+
+
+def _tree(root: Path) -> _Tree:
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise InputError(
+            "there is no class folder",
+            where=str(root),
+            fix="put the images of each class in a folder of its own: FOLDER/CLASS/image.jpg",
+        )
+    files: dict[str, list[Path]] = {}
+    others = 0
+    for folder in folders:
+        images, rest = _files_below(folder)
+        files[folder.name] = images
+        others += rest
+    return _Tree(root, files, others)
+
+
+def _files_below(folder: Path) -> tuple[list[Path], int]:
+    """Image files sorted by path, and how many are none. Links to folders may be loops: not followed."""
+    images: list[Path] = []
+    others = 0
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() in SUFFIXES:
+                images.append(Path(place, name))
+            else:
+                others += 1
+    return sorted(images, key=lambda path: path.relative_to(folder).as_posix()), others
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError("the folder cannot be read", where=error.filename, found=error.strerror)
+
+
+def _check_classes(tree: _Tree, classes: tuple[str, ...]) -> None:
+    unknown = [name for name in tree.files if name not in classes]
+    if unknown:
+        raise InputError(
+            f"class {unknown[0]!r} has test images but no training folder",
+            where=str(tree.root / unknown[0]),
+            allowed=", ".join(classes[:12]),
+        )
+    empty = [name for name, files in tree.files.items() if not files]
+    if empty:
+        raise InputError(
+            f"class {empty[0]!r} is empty",
+            where=str(tree.root / empty[0]),
+            allowed=f"files ending in {', '.join(sorted(SUFFIXES))}",
+            fix="add images to the folder, or remove it",
+        )
+
+
+def _ignored(tree: _Tree) -> list[str]:
+    return [f"{tree.others} files without an image suffix ignored in {tree.root}"] if tree.others else []
+
+
+def _labels(tree: _Tree, classes: tuple[str, ...]) -> Tensor:
+    """int64 (N,)."""
+    counts = torch.tensor([len(tree.files.get(name, ())) for name in classes])
+    return torch.repeat_interleave(torch.arange(len(classes)), counts)
+
+
+def _rows(tree: _Tree, classes: tuple[str, ...]) -> EncodedRows:
+    files = [file for name in classes for file in tree.files.get(name, ())]
+
+    def items(rows: Tensor) -> Iterator[Item]:
+        for row in rows.tolist():
+            yield Item(str(files[row]), files[row])
+
+    return EncodedRows(_labels(tree, classes), str(tree.root), items)

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+
+from distill.data import config_class, open_source, plan
+from distill.errors import DamagedDataError, InputError
+
+
+@pytest.fixture
+def make(tmp_path, encode, picture):
+    """make({"train/cat": 3, ...}): that many images in each folder; returns the folder above."""
+
+    def make(counts):
+        for place, count in counts.items():
+            (tmp_path / place).mkdir(parents=True)
+            for number in range(count):
+                file = tmp_path / place / f"{number:03}.png"
+                file.write_bytes(encode(picture(len(place) * 1000 + number)))
+        return tmp_path
+
+    return make
+
+
+def open_folder(folder, progress, *, seed=0, **options):
+    config = config_class("folder")(folder=str(folder), **{"valid": 0.0, **options})
+    return open_source(config, seed=seed, progress=progress)
+
+
+def test_train_and_test_folders(make, progress, picture):
+    folder = make({"train/dog": 4, "train/cat": 3, "test/cat": 2, "test/dog": 1})
+    source = open_folder(folder, progress)
+    assert source.classes == ("cat", "dog")
+    assert source.train.labels.tolist() == [0] * 3 + [1] * 4
+    assert source.test.labels.tolist() == [0, 0, 1]
+    expected = [picture(len("train/cat") * 1000 + number).transpose(2, 0, 1) for number in range(3)]
+    np.testing.assert_array_equal(source.train.images[:3].numpy(), expected)
+    assert source.notes == ()
+
+
+def test_class_folders_alone_are_cut(make, progress):
+    source = open_folder(make({"cat": 10, "dog": 20}), progress)
+    assert np.bincount(source.test.labels).tolist() == [2, 4]
+    assert "6 of 30 images are the test split, the same for every seed" in source.notes
+    half = open_folder(make({}), progress, test=0.5)
+    assert np.bincount(half.test.labels).tolist() == [5, 10]
+
+
+def test_val_serves_as_test_and_is_told(make, progress):
+    folder = make({"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1})
+    source = open_folder(folder, progress)
+    assert len(source.test) == 2
+    assert any("is the test split: there is no folder" in note for note in source.notes)
+    make({"test/cat": 3, "test/dog": 1})
+    source = open_folder(folder, progress)
+    assert len(source.test) == 4
+    assert any(note.endswith("val is not used") for note in source.notes)
+
+
+def test_nested_hidden_and_other_files(make, progress, encode, picture):
+    folder = make({"cat": 3, "dog": 5})
+    make({"cat/a/deep": 2, ".hidden": 1, "dog/.thumbnails": 4})
+    (folder / "cat" / "._001.png").write_bytes(b"resource fork")
+    (folder / "cat" / "README.txt").write_text("mine")
+    (folder / "cat" / "LOUD.PNG").write_bytes(encode(picture(0)))
+    source = open_folder(folder, progress)
+    assert source.classes == ("cat", "dog")
+    assert (np.bincount(source.train.labels) + np.bincount(source.test.labels)).tolist() == [6, 5]
+    assert any(note.startswith("1 files without an image suffix ignored") for note in source.notes)
+
+
+def test_order_is_that_of_sorted_paths(tmp_path, encode, progress):
+    names = ["b.png", "a/z.png", "a.png", "B.png", "a/b.png"]
+    for number, name in enumerate(names):
+        file = tmp_path / "train" / "only" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(np.full((2, 2), number, np.uint8)))
+    (tmp_path / "test" / "only").mkdir(parents=True)
+    (tmp_path / "test" / "only" / "x.png").write_bytes(encode(np.zeros((2, 2), np.uint8)))
+    images = open_folder(tmp_path, progress).train.images
+    found = [names[int(value)] for value in images[:, 0, 0, 0]]
+    assert found == ["B.png", "a.png", "a/b.png", "a/z.png", "b.png"]
+
+
+def test_empty_class_is_named(make, progress):
+    with pytest.raises(InputError, match=r"class 'dog' is empty"):
+        open_folder(make({"cat": 3, "dog": 0}), progress)
+
+
+def test_empty_test_class_is_named(make, progress):
+    folder = make({"train/cat": 3, "train/dog": 3, "test/cat": 1, "test/dog": 0})
+    with pytest.raises(InputError, match=r"test/dog: class 'dog' is empty"):
+        open_folder(folder, progress)
+
+
+def test_a_missing_test_class_is_told(make, progress):
+    source = open_folder(make({"train/cat": 3, "train/dog": 3, "test/cat": 1}), progress)
+    assert source.notes == ("no test image of 1 of 2 classes: dog",)
+
+
+def test_test_class_unknown_to_train(make, progress):
+    with pytest.raises(InputError, match="class 'owl' has test images but no training folder"):
+        open_folder(make({"train/cat": 3, "test/cat": 1, "test/owl": 1}), progress)
+
+
+def test_no_such_folder(tmp_path, progress):
+    with pytest.raises(InputError, match=r"data\.folder: no such folder"):
+        open_folder(tmp_path / "nowhere", progress)
+
+
+def test_no_class_folder(tmp_path, progress):
+    with pytest.raises(InputError, match="no class folder"):
+        open_folder(tmp_path, progress)
+
+
+def test_share_beside_a_test_folder_is_refused(make, progress):
+    with pytest.raises(InputError, match=r"data\.test: the data bring their own"):
+        open_folder(make({"train/cat": 3, "test/cat": 1}), progress, test=0.2)
+
+
+def test_bad_images_beyond_the_rate(make, progress):
+    folder = make({"train/cat": 9, "train/dog": 10, "test/cat": 1, "test/dog": 1})
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    with pytest.raises(DamagedDataError, match=r"broken\.jpg"):
+        open_folder(folder, progress)
+    source = open_folder(folder, progress, bad_images=0.1)
+    assert np.bincount(source.train.labels).tolist() == [9, 10]
+    assert "19 of 20 training images used, 1 cannot be decoded" in source.notes
+    assert "broken.jpg" in progress.warnings[0]
+
+
+def test_a_class_whose_images_are_all_bad(make, progress):
+    folder = make({"train/cat": 0, "train/dog": 9, "test/dog": 1})
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="class 'cat' has no training image"):
+        open_folder(folder, progress, bad_images=0.5)
+
+
+def test_only_the_images_used_are_decoded(make, progress):
+    source = open_folder(make({"cat": 20, "dog": 20, "owl": 20}), progress, cap=3, classes=["owl", "cat"])
+    assert progress.tasks["decode training"][0] == len(source.train) == 6
+
+
+def test_plan_counts_files_and_opens_one(make):
+    folder = make({"train/cat": 4, "train/dog": 3, "test/cat": 2})
+    planned = plan(config_class("folder")(folder=str(folder), resize=4))
+    assert (planned.classes, planned.image_shape, planned.train, planned.test) == (2, (3, 4, 4), 7, 2)
+
+
+def test_plan_of_class_folders_counts_the_cut(make, progress):
+    folder = make({"cat": 10, "dog": 20})
+    planned = plan(config_class("folder")(folder=str(folder)))
+    source = open_folder(folder, progress)
+    assert (planned.train, planned.test) == (len(source.train), len(source.test))
+    assert planned.image_shape == source.image_shape
