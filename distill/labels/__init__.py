@@ -1,0 +1,1 @@
+"""Soft labels: how they are stored."""

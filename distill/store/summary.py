@@ -1,0 +1,196 @@
+"""What a set's file holds, for `distill inspect`. Imports no torch, so that it answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.store import format as fmt
+from distill.store.archive import Archive, StoredArray, open_archive
+
+
+def summarise(path: Path, *, verify: bool) -> dict[str, Any]:
+    """Describe a set in JSON-able values under stable names.
+
+    `bytes` are those of the file: images and labels as stored, after compression; aux is all else, such as
+    preprocessing, provenance and HDF5's own; total is the size of the file.
+
+    Args:
+        path: the file.
+        verify: compare every array with its sha256; the entries of `arrays` then say `verified: true`, else
+            null.
+
+    Raises:
+        InputError, DamagedDataError, UnsafeFileError: as in `open_archive`; DamagedDataError for a wrong
+            sha256.
+    """
+    with open_archive(path) as archive:
+        if verify:
+            for name in archive.arrays:
+                archive.verify(name)
+        return _summary(archive, verified=True if verify else None)
+
+
+def _summary(archive: Archive, *, verified: bool | None) -> dict[str, Any]:
+    return {
+        "path": str(archive.path),
+        "format_version": fmt.FORMAT_VERSION,
+        "content_sha256": archive.content_sha256,
+        "images": _form(archive.arrays[fmt.IMAGES]),
+        "classes": archive.document(fmt.CLASSES, list, verify=False),
+        "labels": {"hard": _form(archive.arrays[fmt.HARD]), "soft": _soft(archive)},
+        "bytes": _bytes(archive),
+        "preprocessing": _preprocessing(archive),
+        "train_recipe": archive.document(fmt.TRAIN_RECIPE, dict, verify=False),
+        "selection": _selection(archive),
+        "provenance": archive.document(fmt.PROVENANCE, dict, verify=False),
+        "arrays": [
+            {
+                "name": array.name,
+                **_form(array),
+                "stored_bytes": array.stored_bytes,
+                "sha256": array.sha256,
+                "verified": verified,
+            }
+            for array in archive.arrays.values()
+        ],
+    }
+
+
+def _form(array: StoredArray) -> dict[str, Any]:
+    return {"shape": list(array.shape), "dtype": array.dtype.name}
+
+
+def _soft(archive: Archive) -> dict[str, Any] | None:
+    """The codec, its attributes beside it, and the form of its arrays."""
+    if fmt.CODEC not in archive.arrays:
+        return None
+    facts = archive.document(fmt.CODEC, dict, verify=False)
+    attributes = facts.get("attributes")
+    prefix = f"{fmt.SOFT}/"
+    return {
+        **(attributes if isinstance(attributes, dict) else {}),
+        "codec": facts.get("codec"),
+        "arrays": {
+            name.removeprefix(prefix): _form(array)
+            for name, array in archive.arrays.items()
+            if name.startswith(prefix)
+        },
+    }
+
+
+def _bytes(archive: Archive) -> dict[str, int]:
+    images = archive.arrays[fmt.IMAGES].stored_bytes
+    prefix = f"{fmt.LABELS}/"
+    labels = sum(array.stored_bytes for array in archive.arrays.values() if array.name.startswith(prefix))
+    total = archive.file_bytes
+    return {"images": images, "labels": labels, "aux": total - images - labels, "total": total}
+
+
+def _preprocessing(archive: Archive) -> dict[str, Any]:
+    return {
+        "mean": archive.read(fmt.MEAN, verify=False).tolist(),
+        "std": archive.read(fmt.STD, verify=False).tolist(),
+        "zca": fmt.ZCA in archive.arrays,
+    }
+
+
+def _selection(archive: Archive) -> dict[str, Any] | None:
+    if fmt.INDICES not in archive.arrays:
+        return None
+    return {
+        "count": archive.arrays[fmt.INDICES].shape[0],
+        "meta": archive.document(fmt.SELECTION_META, dict, verify=False),
+    }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The summary as lines for people."""
+    count, height, width, channels = summary["images"]["shape"]
+    size = summary["bytes"]
+    rows = [
+        ("format", str(summary["format_version"])),
+        ("images", f"{count} of {height} x {width} x {channels}, {summary['images']['dtype']}"),
+        ("classes", f"{len(summary['classes'])}: {_some(summary['classes'])}"),
+        ("labels", _describe_labels(summary["labels"])),
+        (
+            "bytes",
+            " + ".join(f"{part} {size[part]:,}" for part in ("images", "labels", "aux"))
+            + f" = {size['total']:,}",
+        ),
+        ("preprocessing", _describe_preprocessing(summary["preprocessing"])),
+        ("train recipe", _pairs(summary["train_recipe"])),
+        ("selection", _describe_selection(summary["selection"])),
+        ("provenance", _pairs(summary["provenance"]) or "none"),
+        ("sha256", summary["content_sha256"]),
+    ]
+    lines = [
+        summary["path"],
+        *(f"  {label:<14} {text}" for label, text in rows),
+        "",
+        *_table(summary["arrays"]),
+    ]
+    return "\n".join(lines)
+
+
+def _describe_labels(labels: Mapping[str, Any]) -> str:
+    soft = labels["soft"]
+    if soft is None:
+        return "hard"
+    arrays = ", ".join(
+        f"{name} {form['dtype']} {_dims(form['shape'])}" for name, form in soft["arrays"].items()
+    )
+    facts = {key: value for key, value in soft.items() if key not in ("codec", "arrays")}
+    return f"hard; soft by codec {soft['codec']} ({arrays}), {_pairs(facts)}"
+
+
+def _describe_preprocessing(preprocessing: Mapping[str, Any]) -> str:
+    mean, std = (" ".join(f"{value:.4g}" for value in preprocessing[key]) for key in ("mean", "std"))
+    return f"mean {mean}, std {std}{', ZCA' if preprocessing['zca'] else ''}"
+
+
+def _describe_selection(selection: Mapping[str, Any] | None) -> str:
+    if selection is None:
+        return "none"
+    return ", ".join(filter(None, [f"{selection['count']} samples of the source", _pairs(selection["meta"])]))
+
+
+def _table(arrays: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line an array, in columns."""
+    states = {True: "verified", None: "not verified"}
+    rows = [
+        (
+            a["name"],
+            a["dtype"],
+            _dims(a["shape"]),
+            f"{a['stored_bytes']:,}",
+            a["sha256"][:12],
+            states[a["verified"]],
+        )
+        for a in arrays
+    ]
+    rows.insert(0, ("array", "dtype", "shape", "bytes", "sha256", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _dims(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _pairs(facts: Mapping[str, Any]) -> str:
+    """`key value` for each simple fact; nested ones by their keys only, the JSON form shows them whole."""
+    shown = []
+    for key, value in facts.items():
+        nested = isinstance(value, dict | list)
+        shown.append(f"{key} {{{_some(value)}}}" if nested else f"{key} {value}")
+    return ", ".join(shown)
+
+
+def _some(names: Iterable[Any], limit: int = 10) -> str:
+    every = [str(name) for name in names]
+    return ", ".join(every[:limit]) + (f", ... {len(every) - limit} more" if len(every) > limit else "")
