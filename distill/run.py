@@ -1,0 +1,356 @@
+"""The one road: recipe -> source -> steps -> set.h5 -> evaluation -> report.
+
+`run` and `evaluate` are what the commands of the same names call, and what `import distill` offers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.cache import Cache, default_folder
+from distill.contracts import Context, DistilledSet, Method, Progress, Selection, Source, StepKind
+from distill.costs import Costs
+from distill.data import open_source
+from distill.environment import code_revision, machine, versions
+from distill.errors import InputError
+from distill.evaluation.protocol import Ledger, Protocol
+from distill.evaluation.protocol import evaluate as compare
+from distill.evaluation.results import Evaluation, SetBytes
+from distill.files import disk_errors
+from distill.models import model_config
+from distill.progress import open_progress
+from distill.recipe import Recipe, as_dict, load_recipe, make_recipe, merged_yaml
+from distill.registry import lookup, methods
+from distill.report.tables import render
+from distill.report.write import write_report
+from distill.run_folder import RunFolder, without_paths
+from distill.selection import materialise
+from distill.store.reader import read_set
+from distill.store.summary import summarise
+from distill.store.writer import write_set
+from distill.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Args:
+        folder: its files.
+        evaluation: accuracies, differences, bytes and costs.
+        table: the evaluation as text.
+    """
+
+    folder: RunFolder
+    evaluation: Evaluation
+    table: str
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> RunResult:
+    """Run a recipe from data to an evaluated set.
+
+    Args:
+        recipe: a path, the name of a shipped recipe, or the recipe itself as plain data.
+        overrides: `key=value` arguments.
+        out: folder of the run; `runs/NAME` by default.
+        device: `cpu`, `cuda` or `cuda:N`; by default `cuda` where there is one.
+        seed: instead of the recipe's.
+        resume: insist on going on with an interrupted run.
+        fresh: start anew, whatever the folder holds.
+        quiet: tell warnings only.
+
+    Raises:
+        DistillError: with an exit code and what to do; see `distill.errors`.
+    """
+    loaded, name = resolve(recipe, overrides, seed)
+    folder = RunFolder(out or Path("runs") / name)
+    torch_device = choose_device(device)
+    with folder.locked():
+        goes_on = folder.open(merged_yaml(loaded), resume=resume, fresh=fresh)
+        with open_progress(folder.log, quiet=quiet) as progress:
+            if goes_on:
+                progress.note(f"going on with the interrupted run in {folder.root}")
+            with workshop(loaded, torch_device, progress) as shop:
+                evaluation = _run(loaded, folder, shop)
+        folder.finish()
+    return RunResult(folder, evaluation, render(evaluation))
+
+
+def resolve(
+    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str], seed: int | None
+) -> tuple[Recipe, str]:
+    """The checked recipe and a name for its run."""
+    if seed is not None:
+        overrides = [*overrides, f"seed={seed}"]
+    if isinstance(recipe, Mapping):
+        if overrides:
+            raise InputError("overrides are for recipes in files", fix="change the mapping itself")
+        return make_recipe(recipe), "recipe"
+    return load_recipe(str(recipe), overrides).recipe, Path(recipe).stem
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError("unknown device", where="--device", found=name, allowed="cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} CUDA devices"
+        raise InputError(f"there is no device {name}", where="--device", found=found, fix="use --device cpu")
+    return device
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every stage of one run shares."""
+
+    recipe: Recipe
+    engine: Engine
+    cache: Cache
+    costs: Costs
+    progress: Progress
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+
+@contextmanager
+def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterator[Workshop]:
+    """Open engine, cache and ledger of costs; worker processes end with it."""
+    folder = Path(recipe.cache.folder) if recipe.cache.folder else default_folder()
+    with Engine(device, precision=recipe.precision, progress=progress) as engine:
+        cache = Cache(folder, device=device, progress=progress)
+        yield Workshop(recipe, engine, cache, Costs(engine), progress)
+
+
+def _run(recipe: Recipe, folder: RunFolder, shop: Workshop) -> Evaluation:
+    steps = make_steps(recipe)
+    with shop.costs.stage("data"):
+        source = open_source(recipe.data, seed=recipe.seed, progress=shop.progress)  # type: ignore[arg-type]
+    check_steps(steps, source)
+    result = _run_steps(steps, source.without_test(), folder, shop)
+    distilled = _finish_set(result, source, recipe)
+    write_set(distilled, folder.set)
+    shop.progress.note(f"wrote {folder.set}", images=len(distilled))
+    return _evaluate(distilled, source, folder.set, shop, ledger=folder.ledger, out=folder)
+
+
+def make_steps(recipe: Recipe) -> list[Method]:
+    """The recipe's methods with their configurations."""
+    known = methods()
+    return [lookup(step.method, known, what="method").load()(step.config) for step in recipe.steps]
+
+
+def check_steps(steps: Sequence[Method], source: Source) -> None:
+    """Let every step refuse what it cannot do, before the first one runs."""
+    follows: StepKind | None = None
+    for number, step in enumerate(steps):
+        try:
+            step.check(source.without_test(), follows)
+        except InputError as error:
+            error.where = error.where or f"steps.{number}.{step.name}"
+            raise
+        follows = step.kind
+
+
+def _run_steps(
+    steps: Sequence[Method], source: Source, folder: RunFolder, shop: Workshop
+) -> DistilledSet | Selection:
+    """Run the steps in order; those that a resumed run has finished are read back."""
+    result: DistilledSet | Selection | None = None
+    for number, step in enumerate(steps):
+        title = f"{step.kind} {step.name}"
+        kept = folder.step(number)
+        if kept.exists():
+            shop.progress.note(f"{title}: finished before the interruption")
+            result = _read_step(kept, step.kind)
+            shop.costs.add_earlier(title, folder.step_cost(number))
+            continue
+        scratch = folder.scratch(number)
+        with disk_errors(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+        ctx = Context(
+            seed=shop.recipe.seed,
+            device=shop.device,
+            cache=shop.cache,
+            engine=shop.engine,
+            costs=shop.costs,
+            progress=shop.progress,
+            train=shop.recipe.train,
+            scratch=scratch,
+        )
+        hits = shop.cache.hits
+        with shop.costs.stage(title):
+            result = step.run(ctx, source, result)
+            if shop.cache.hits > hits:
+                shop.costs.mark_cached()
+        folder.keep_cost(number, shop.costs.stages[title])
+        write_set(_as_set(result, source, shop.recipe), kept)
+    assert result is not None, "a recipe has a step"
+    return result
+
+
+def _read_step(path: Path, kind: StepKind) -> DistilledSet | Selection:
+    kept = read_set(path)
+    if kind == "distiller":
+        return kept
+    assert kept.selection is not None, "a selector's result was kept with its selection"
+    return kept.selection
+
+
+def _as_set(result: DistilledSet | Selection, source: Source, recipe: Recipe) -> DistilledSet:
+    return materialise(result, source, recipe.train) if isinstance(result, Selection) else result
+
+
+def _finish_set(result: DistilledSet | Selection, source: Source, recipe: Recipe) -> DistilledSet:
+    """The set with its provenance: nothing of one machine or moment, so that the same seed gives the same bytes."""
+    provenance = {
+        "recipe": without_paths(as_dict(recipe)),
+        "seed": recipe.seed,
+        "source": {
+            "name": source.name,
+            "train_fingerprint": source.train.fingerprint,
+            "train_images": len(source.train),
+            "notes": list(source.notes),
+        },
+        "versions": versions(),
+        "code": code_revision(),
+    }
+    return replace(_as_set(result, source, recipe), provenance=provenance)
+
+
+def evaluate(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    students: Sequence[str] | None = None,
+    seeds: int | None = None,
+    against: Sequence[str] | None = None,
+    regimes: Sequence[str] | None = None,
+    out: Path | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """Train students on a set and on its controls, and compare.
+
+    Args:
+        path: the set.
+        overrides: `key=value` changes to the set's recipe, such as `data.folder=...` or `train.epochs=100`.
+        students, seeds, against, regimes: instead of the recipe's `evaluate`.
+        out: also write report.json and report.html into this folder.
+        device, quiet: as for `run`.
+
+    Raises:
+        InputError: the set cannot be compared with these data.
+        DamagedDataError: the set is damaged.
+    """
+    path = Path(path)
+    distilled = read_set(path)
+    recipe = _recipe_of(path, distilled, overrides, students, seeds, against, regimes)
+    with open_progress(None, quiet=quiet) as progress, workshop(recipe, choose_device(device), progress) as shop:
+        with shop.costs.stage("data"):
+            source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
+        made_from = distilled.provenance.get("source", {}).get("train_fingerprint")
+        if made_from is not None and made_from != source.train.fingerprint:
+            progress.warn("these are not the training data that the set was made from")
+        if any(argument.startswith("train.") for argument in overrides):
+            distilled = replace(distilled, train=recipe.train)
+        folder = None if out is None else RunFolder(out)
+        return _evaluate(distilled, source, path, shop, ledger=None, out=folder)
+
+
+def _recipe_of(
+    path: Path,
+    distilled: DistilledSet,
+    overrides: Sequence[str],
+    students: Sequence[str] | None,
+    seeds: int | None,
+    against: Sequence[str] | None,
+    regimes: Sequence[str] | None,
+) -> Recipe:
+    """The recipe that made the set, with what the caller wants else.
+
+    recipe.yaml beside the set is preferred where it is the set's own: it still knows the folders of the data, which
+    the set leaves out.
+    """
+    embedded = distilled.provenance.get("recipe")
+    if embedded is None:
+        raise InputError("the set does not say which recipe made it", where=str(path))
+    beside = path.parent / "recipe.yaml"
+    chosen: list[str] = [*overrides]
+    chosen += [] if seeds is None else [f"evaluate.seeds={seeds}"]
+    chosen += [] if against is None else [f"evaluate.against=[{', '.join(against)}]"]
+    chosen += [] if regimes is None else [f"evaluate.regimes=[{', '.join(regimes)}]"]
+    chosen += [] if students is None else [f"evaluate.students=[{', '.join(students)}]"]
+    if beside.exists():
+        own = load_recipe(str(beside)).recipe
+        if without_paths(as_dict(own)) == embedded:
+            return load_recipe(str(beside), chosen).recipe
+    return override_recipe(embedded, chosen, source=str(path))
+
+
+def _evaluate(
+    distilled: DistilledSet,
+    source: Source,
+    path: Path,
+    shop: Workshop,
+    *,
+    ledger: Path | None,
+    out: RunFolder | None,
+) -> Evaluation:
+    """Compare, and write the report where a folder is given."""
+    asked = shop.recipe.evaluate
+    protocol = Protocol(
+        students=asked.students,
+        seeds=asked.seeds,
+        against=asked.against,
+        regimes=asked.regimes,
+        full_epochs=asked.full_epochs,
+        seed=shop.recipe.seed,
+    )
+    summary = summarise(path, verify=False)
+    identity = "".join(array["sha256"] for array in summary["arrays"])
+    with shop.costs.stage("evaluate"):
+        results, paired = compare(
+            distilled,
+            source,
+            protocol,
+            engine=shop.engine,
+            progress=shop.progress,
+            ledger=Ledger(ledger, identity=identity),
+        )
+    sizes = summary["bytes"]
+    evaluation = Evaluation(
+        results=results,
+        paired=paired,
+        bytes=SetBytes(images=sizes["images"], labels=sizes["labels"], aux=sizes["aux"]),
+        cost=dict(shop.costs.stages),
+        recipe=as_dict(shop.recipe),
+        environment=machine(shop.device),
+        notes=source.notes,
+    )
+    if out is not None:
+        write_report(evaluation, distilled, json_path=out.report_json, html_path=out.report_html)
+    return evaluation
