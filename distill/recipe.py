@@ -27,7 +27,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from distill.errors import InputError, RecipeErrors
 from distill.recipe_overrides import Draft, apply_overrides
-from distill.recipe_problems import Problem, explain, key_path, keys_at, refuse, unknown_key
+from distill.recipe_problems import Problem, Written, explain, key_path, refuse, unknown_key
 from distill.registry import DATA, MODELS, lookup, methods, nearest
 from distill.training.config import Precision, Strict, TrainConfig
 from distill.yaml_lines import KeyPath, Mark, dump, flow, parse, quoted, read_text
@@ -280,7 +280,7 @@ def _locate(name_or_path: str) -> tuple[str, str]:
     """What errors call the recipe, and its text."""
     separators = [separator for separator in (os.sep, os.altsep) if separator]
     is_path = name_or_path.endswith((".yaml", ".yml")) or any(each in name_or_path for each in separators)
-    if is_path or (name_or_path.isprintable() and Path(name_or_path).is_file()):
+    if is_path or os.path.isfile(name_or_path):  # noqa: PTH113 (Path.is_file raises on names that are too long)
         return name_or_path, read_text(Path(name_or_path))
     return f"recipes/{name_or_path}.yaml", recipe_text(name_or_path)
 
@@ -294,7 +294,7 @@ def _check(draft: Draft, *, source: str) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        found = explain(error, raw, _schema_of_named(raw))
+        found = explain(error, Written(raw, _schema_of_named(raw)))
     unread = {(problem.path, "null") for _, problem in draft.problems}
     problems = [
         *draft.problems,
@@ -310,8 +310,8 @@ def _unknown_resets(draft: Draft, raw: Any) -> list[tuple[str, Problem]]:
     """Arguments that reset what is no key: nothing else would notice them."""
     if not draft.resets:
         return []
-    schema = _schema_of_named(raw)
-    known = [(argument, path, keys_at(schema, path[:-1])) for path, argument in draft.resets]
+    written = Written(raw, _schema_of_named(raw))
+    known = [(argument, path, written.keys(path[:-1])) for path, argument in draft.resets]
     return [
         (argument, unknown_key(path, keys)) for argument, path, keys in known if keys and path[-1] not in keys
     ]

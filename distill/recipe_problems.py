@@ -63,6 +63,43 @@ class Problem:
     fix: str | None = None
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the user wrote, beside the JSON schema that it should follow.
+
+    Args:
+        raw: plain data.
+        schema: of the whole of `raw`.
+    """
+
+    raw: Any
+    schema: JsonSchema
+
+    def value(self, path: KeyPath) -> Any:
+        """What stands at `path`; None where nothing does."""
+        here = self.raw
+        for part in path:
+            inside = isinstance(here, list) and isinstance(part, int) and part < len(here)
+            here = here[part] if inside else here.get(part) if isinstance(here, dict) else None
+        return here
+
+    def forms(self, path: KeyPath) -> list[JsonSchema]:
+        """Every form that the schema allows at `path`, references followed.
+
+        Where constants tell forms apart, such as the name of a model, the user's own choice counts.
+        """
+        forms = _fitting(list(_alternatives(self.schema, self.schema)), self.raw)
+        for depth, part in enumerate(path, start=1):
+            below = [each for form in forms for each in _below(form, part)]
+            found = [each for form in below for each in _alternatives(form, self.schema)]
+            forms = _fitting(found, self.value(path[:depth]))
+        return forms
+
+    def keys(self, path: KeyPath) -> list[str]:
+        """The keys that the mapping at `path` may have; empty where the schema names none."""
+        return list(dict.fromkeys(key for form in self.forms(path) for key in form.get("properties", ())))
+
+
 def refuse(error: InputError, value: Any, *loc: str | int) -> NoReturn:
     """Report `error` from inside a pydantic validator, at `loc` under the value; `explain` restores it."""
     told = {"what": error.what, "found": error.found, "allowed": error.allowed, "fix": error.fix}
@@ -72,38 +109,32 @@ def refuse(error: InputError, value: Any, *loc: str | int) -> NoReturn:
     ) from error
 
 
-def explain(error: ValidationError, raw: Any, schema: JsonSchema) -> list[Problem]:
+def explain(error: ValidationError, written: Written) -> list[Problem]:
     """One problem a mistake, from pydantic's findings.
 
     Args:
-        error: raised when `raw` was validated.
-        raw: what the user wrote, as plain data.
-        schema: the JSON schema that `raw` should follow.
+        error: raised when `written.raw` was validated.
+        written: what the user wrote.
     """
     problems: list[Problem] = []
     forks: dict[KeyPath, list[Problem]] = {}
     for details in error.errors(include_url=False):
         if _counts_accepted_items_only(details):
             continue
-        path, fork = _place(details, raw)
-        problem = _problem(details, path, schema)
+        path, fork = _place(details, written.raw)
+        problem = _problem(details, path, written)
         if fork is None:
             problems.append(problem)
         else:
             forks.setdefault(fork, []).append(problem)
     for fork, branches in forks.items():
-        problems += _of_alternatives(fork, branches, raw, schema)
+        problems += _of_alternatives(fork, branches, written)
     return problems
 
 
 def _counts_accepted_items_only(details: ErrorDetails) -> bool:
     """Whether a list is called too short only because some of its items have findings of their own."""
     return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
-
-
-def keys_at(schema: JsonSchema, path: KeyPath) -> list[str]:
-    """The keys that the mapping at `path` may have; empty where the schema names none."""
-    return list(dict.fromkeys(key for node in _nodes(schema, path) for key in node.get("properties", ())))
 
 
 def unknown_key(path: KeyPath, known: Sequence[str], value: Any = None) -> Problem:
@@ -139,33 +170,35 @@ def _place(details: ErrorDetails, raw: Any) -> tuple[KeyPath, KeyPath | None]:
     return path, fork
 
 
-def _problem(details: ErrorDetails, path: KeyPath, schema: JsonSchema) -> Problem:
+def _problem(details: ErrorDetails, path: KeyPath, written: Written) -> Problem:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     if kind == _OURS:
         return Problem(path, context["what"], context["found"], context["allowed"], context["fix"])
     if kind == "extra_forbidden":
-        return unknown_key(path, keys_at(schema, path[:-1]), value)
+        return unknown_key(path, written.keys(path[:-1]), value)
     if kind in ("value_error", "assertion_error"):
+        told = context["error"].__cause__
+        if isinstance(told, InputError):
+            return Problem(path, told.what, told.found, told.allowed, told.fix)
         return Problem(path, str(context["error"]), found=flow(value))
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _without_kind(path, context["discriminator"].strip("'"), value, schema)
-    nodes = _nodes(schema, path)
-    allowed = describe(nodes)
+        return _without_kind(path, context["discriminator"].strip("'"), value, written)
+    forms = written.forms(path)
+    allowed = describe(forms)
     if kind == "missing":
         return Problem(path, _WHAT[kind], allowed=allowed, fix=f"add `{path[-1]}: ...`")
-    fix = _fix(kind, value, _choices(nodes))
+    fix = _fix(kind, value, _choices(forms))
     if value is None:
-        fix = "give a value" + (
-            "" if _is_required(schema, path) else ", or remove the key to keep its default"
-        )
+        default = "" if _is_required(written, path) else ", or remove the key to keep its default"
+        fix = f"give a value{default}"
     what = _WHAT["finite_number"] if value != value else _WHAT.get(kind, _NOT_ACCEPTED)
     return Problem(path, what, found=flow(value), allowed=allowed, fix=fix)
 
 
-def _without_kind(path: KeyPath, key: str, value: dict[str, Any], schema: JsonSchema) -> Problem:
+def _without_kind(path: KeyPath, key: str, value: dict[str, Any], written: Written) -> Problem:
     """A mapping whose `key` should tell which form it has, and does not."""
     path = (*path, key)
-    known = _choices(_nodes(schema, path))
+    known = _choices(written.forms(path))
     allowed = ", ".join(known) or None
     if key not in value:
         return Problem(path, _WHAT["missing"], allowed=allowed, fix=f"add `{key}: ...`")
@@ -173,8 +206,8 @@ def _without_kind(path: KeyPath, key: str, value: dict[str, Any], schema: JsonSc
     return Problem(path, _WHAT["literal_error"], flow(found), allowed, _did_you_mean(found, known))
 
 
-def _is_required(schema: JsonSchema, path: KeyPath) -> bool:
-    return bool(path) and any(path[-1] in node.get("required", ()) for node in _nodes(schema, path[:-1]))
+def _is_required(written: Written, path: KeyPath) -> bool:
+    return bool(path) and any(path[-1] in node.get("required", ()) for node in written.forms(path[:-1]))
 
 
 def _did_you_mean(value: Any, known: Sequence[str]) -> str | None:
@@ -206,9 +239,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _of_alternatives(
-    fork: KeyPath, branches: list[Problem], raw: Any, schema: JsonSchema
-) -> Iterator[Problem]:
+def _of_alternatives(fork: KeyPath, branches: list[Problem], written: Written) -> Iterator[Problem]:
     """What to say where a value fits none of several forms.
 
     Findings inside the value come from the form that the user meant; else one problem says all.
@@ -218,28 +249,12 @@ def _of_alternatives(
         yield from {(problem.path, problem.what): problem for problem in deeper}.values()
         return
     same = {problem.what for problem in branches}
-    value = _value_at(raw, fork)
-    nodes = _nodes(schema, fork)
+    value = written.value(fork)
+    forms = written.forms(fork)
     what = same.pop() if len(same) == 1 else _NOT_ACCEPTED
     yield Problem(
-        fork, what, found=flow(value), allowed=describe(nodes), fix=_did_you_mean(value, _choices(nodes))
+        fork, what, found=flow(value), allowed=describe(forms), fix=_did_you_mean(value, _choices(forms))
     )
-
-
-def _value_at(raw: Any, path: KeyPath) -> Any:
-    for part in path:
-        raw = raw[part]
-    return raw
-
-
-def _nodes(schema: JsonSchema, path: KeyPath) -> list[JsonSchema]:
-    """Every alternative that the schema has at `path`, references followed."""
-    nodes = list(_alternatives(schema, schema))
-    for part in path:
-        nodes = [
-            found for node in nodes for below in _below(node, part) for found in _alternatives(below, schema)
-        ]
-    return nodes
 
 
 def _below(node: JsonSchema, part: str | int) -> list[JsonSchema]:
@@ -267,17 +282,35 @@ def _alternatives(node: JsonSchema, schema: JsonSchema) -> Iterator[JsonSchema]:
         yield from _alternatives(form, schema)
 
 
-def describe(nodes: Sequence[JsonSchema]) -> str | None:
-    """The values that any of the nodes allows, in words; None where the schema does not limit them."""
-    kinds = [_kind(node) for node in nodes if not _values(node)]
+def _fitting(forms: list[JsonSchema], value: Any) -> list[JsonSchema]:
+    """The forms whose constants the mapping `value` has; else those it does not contradict; else all."""
+    if not isinstance(value, dict):
+        return forms
+    agreement = [_agreement(value, form.get("properties", {})) for form in forms]
+    best = [form for form, agrees in zip(forms, agreement, strict=True) if agrees]
+    possible = [form for form, agrees in zip(forms, agreement, strict=True) if agrees is not False]
+    return best or possible or forms
+
+
+def _agreement(value: dict[str, Any], properties: dict[str, JsonSchema]) -> bool | None:
+    """Whether every constant of a form, such as its name, is what `value` says; None where neither has one."""
+    same = [
+        each["const"] == value[key] for key, each in properties.items() if "const" in each and key in value
+    ]
+    return all(same) if same else None
+
+
+def describe(forms: Sequence[JsonSchema]) -> str | None:
+    """The values that any of the forms allows, in words; None where the schema does not limit them."""
+    kinds = [_kind(node) for node in forms if not _values(node)]
     if None in kinds:
         return None
-    choices = ", ".join(_choices(nodes))
+    choices = ", ".join(_choices(forms))
     return ", or ".join(dict.fromkeys(text for text in [choices, *kinds] if text)) or None
 
 
-def _choices(nodes: Sequence[JsonSchema]) -> list[str]:
-    return list(dict.fromkeys(flow(value) for node in nodes for value in _values(node)))
+def _choices(forms: Sequence[JsonSchema]) -> list[str]:
+    return list(dict.fromkeys(flow(value) for node in forms for value in _values(node)))
 
 
 def _values(node: JsonSchema) -> list[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pytest
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 import distill.recipe
 from distill.errors import InputError
@@ -70,8 +70,16 @@ class SoftLabelConfig(Strict):
         return self
 
 
+def _checked(value: Any) -> Any:
+    """As plugins may do it: an error of ours behind the ValueError that pydantic wants."""
+    if value == "bad":
+        error = InputError("unknown checker", found=value, allowed="good", fix="write good")
+        raise ValueError(error.what) from error
+    return value
+
+
 class PluginConfig(Strict):
-    checker: Any = 1
+    checker: Annotated[Any, BeforeValidator(_checked)] = 1
 
 
 MODEL_CONFIGS: dict[str, type[Strict]] = {"convnet": ConvNetConfig, "mlp": MLPConfig}
@@ -93,7 +101,7 @@ def _room(config: type[Strict]) -> type:
     return type("Room", (), {"Config": config})
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two data names, three methods (one from a plugin), two models."""
     rooms = types.ModuleType("made_up_rooms")

@@ -9,6 +9,8 @@ import pytest
 
 from distill.recipe import json_schema
 
+pytestmark = pytest.mark.usefixtures("registry")
+
 
 def sub_schemas(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):

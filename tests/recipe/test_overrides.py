@@ -9,6 +9,8 @@ import pytest
 from distill.recipe import load_recipe, make_recipe
 from distill.recipe_overrides import Draft, apply_overrides
 
+pytestmark = pytest.mark.usefixtures("registry")
+
 RECIPE: dict[str, Any] = {
     "seed": 1,
     "data": {"name": "digits", "cap": 5},

@@ -12,6 +12,8 @@ from distill.errors import InputError, RecipeErrors
 from distill.recipe import load_recipe, make_recipe
 from distill.recipe_problems import _WHAT
 
+pytestmark = pytest.mark.usefixtures("registry")
+
 HEAD = "data: {name: digits}\n"
 STEP = "steps:\n  - kcenter: {ipc: 1}\n"
 
@@ -155,7 +157,7 @@ CASES: list[tuple[str, str]] = [
     (
         HEAD + "steps: [soft_label: {teacher: {model: {name: mlp, widths: 3}}}]",
         "steps.0.soft_label.teacher.model.widths: unknown key\n  found: widths: 3\n"
-        "  allowed: name, width, norm\n  fix: did you mean 'width'?",
+        "  allowed: name, width\n  fix: did you mean 'width'?",
     ),
     (
         "data: {name: digits, grayscale: yes}\n" + STEP,
@@ -222,6 +224,10 @@ CASES: list[tuple[str, str]] = [
         HEAD + STEP + "evaluate: {full_epochs: 1e3}\n",
         "evaluate.full_epochs: not a whole number\n  found: 1000.0\n  allowed: a whole number >= 1, or null\n"
         "  fix: write 1000",
+    ),
+    (
+        HEAD + "steps: [json: {checker: bad}]",
+        "steps.0.json.checker: unknown checker\n  found: bad\n  allowed: good\n  fix: write good",
     ),
     (HEAD + STEP + "train: 3\n", "train: not a mapping\n  found: 3\n  allowed: a mapping"),
     (

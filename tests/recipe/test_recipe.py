@@ -29,6 +29,8 @@ from distill.recipe import (
 )
 from distill.training.config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("registry")
+
 SMALL = """\
 data: {name: digits}
 steps:
@@ -132,7 +134,7 @@ def test_unknown_names_give_the_nearest(shipped: Path) -> None:
     assert "did you mean 'digits'?" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["..", "", "\0", "a\nb", "notes.txt", "digits.YAML"])
+@pytest.mark.parametrize("name", ["..", "", "\0", "a\nb", "notes.txt", "digits.YAML", "x" * 9999])
 def test_names_are_looked_up_never_joined_to_a_path(shipped: Path, name: str) -> None:
     with pytest.raises(InputError, match="there is no recipe"):
         load_recipe(name)
@@ -140,20 +142,27 @@ def test_names_are_looked_up_never_joined_to_a_path(shipped: Path, name: str) ->
 
 @pytest.mark.parametrize("path", ["digits", "digits.yml", "./digits", "below/digits"])
 def test_a_path_wins_over_a_shipped_name(shipped: Path, write, path: str) -> None:
-    Path("below").mkdir(exist_ok=True)
-    Path.cwd().joinpath("below").mkdir(exist_ok=True)
-    write("")  # moves to the temporary directory
-    Path("below").mkdir(exist_ok=True)
-    Path(path).write_text(SMALL + "seed: 9\n")
+    Path("below").mkdir()
+    write(SMALL + "seed: 9\n", name=path)
     loaded = load_recipe(path)
     assert (loaded.recipe.seed, loaded.source) == (9, path)
 
 
 @pytest.mark.parametrize("path", ["digits.yaml", "below/digits"])
 def test_what_looks_like_a_path_is_never_a_shipped_name(shipped: Path, write, path: str) -> None:
-    write("", name="elsewhere")
     with pytest.raises(InputError, match="No such file"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(("place", "installed"), [("distill/recipes", True), ("recipes", False)])
+def test_recipes_ship_inside_the_package_or_beside_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, installed: bool
+) -> None:
+    for folder in ("recipes", "distill/recipes") if installed else ("recipes", "distill"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / place / "digits.yaml").write_text(SMALL)
+    monkeypatch.setattr(distill.recipe, "__file__", str(tmp_path / "distill" / "recipe.py"))
+    assert recipe_names() == ["digits"]
 
 
 # And back

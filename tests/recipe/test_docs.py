@@ -1,0 +1,76 @@
+"""What docs/recipes.md says, tried out with the real methods, data and models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from distill.errors import RecipeErrors
+from distill.recipe import EvaluateConfig, Recipe, json_schema, load_recipe, recipe_names
+from distill.registry import DATA, METHODS
+from distill.training.config import TrainConfig
+from distill.yaml_lines import parse_scalar
+
+DOCS = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", DOCS, flags=re.DOTALL | re.MULTILINE)
+
+
+def rows(section: str) -> dict[str, str]:
+    """Key and default of each row of the first table in a section."""
+    text = re.split(rf"^##+ {section}$", DOCS, flags=re.MULTILINE)[1]
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if match := re.match(r"\| `(\w+)` \|.*\| (.*) \|$", line):
+            found[match[1]] = match[2].strip("`")
+        elif found:
+            return found
+    return found
+
+
+def test_the_first_example_is_a_recipe(write) -> None:
+    recipe = load_recipe(write(blocks("yaml")[0])).recipe
+    assert [step.method for step in recipe.steps] == ["kcenter", "soft_label"]
+
+
+def test_the_printed_errors_are_what_is_printed(write) -> None:
+    path = write(blocks("yaml")[1], name="mistakes.yaml")
+    with pytest.raises(RecipeErrors) as caught:
+        load_recipe(path, ["evaluate.seeds=1"])
+    printed = next(block for block in blocks("") if "mistakes in mistakes.yaml" in block)
+    assert str(caught.value) == printed.rstrip("\n")
+
+
+def test_the_tables_list_every_key() -> None:
+    assert list(rows("Keys")) == list(Recipe.model_fields)
+    assert list(rows("evaluate")) == list(EvaluateConfig.model_fields)
+    assert list(rows("train")) == list(TrainConfig.model_fields)
+
+
+def test_the_table_of_training_gives_the_defaults() -> None:
+    defaults = TrainConfig().model_dump(mode="json")
+    assert {key: parse_scalar(text) for key, text in rows("train").items()} == defaults
+
+
+def test_the_data_names_are_all_there() -> None:
+    sentence = next(line for line in DOCS.splitlines() if line.startswith("`name` is one of"))
+    assert set(re.findall(r"`(\w+)`", sentence.split(". ")[0])) == {"name", *DATA}
+
+
+def test_the_schema_of_the_real_registry_lists_everything() -> None:
+    schema = json_schema()
+    assert set(METHODS) <= set(schema["properties"]["steps"]["items"]["properties"])
+    forms = [
+        schema["$defs"][form["$ref"].removeprefix("#/$defs/")]
+        for form in schema["properties"]["data"]["oneOf"]
+    ]
+    assert {form["properties"]["name"]["const"] for form in forms} == set(DATA)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert load_recipe(name).recipe.steps
