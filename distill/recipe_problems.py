@@ -293,7 +293,7 @@ def _fitting(forms: list[JsonSchema], value: Any) -> list[JsonSchema]:
 
 
 def _agreement(value: dict[str, Any], properties: dict[str, JsonSchema]) -> bool | None:
-    """Whether every constant of a form, such as its name, is what `value` says; None where neither has one."""
+    """Whether every constant of a form, such as its name, is what `value` says; None where none is."""
     same = [
         each["const"] == value[key] for key, each in properties.items() if "const" in each and key in value
     ]
