@@ -230,10 +230,40 @@ class MethodConfig(Strict):
     """Base of a method's configuration: limits are declared here, messages and tests follow from them."""
 
 
+@dataclass(frozen=True)
+class Training:
+    """A network that a step will train, for a dry run.
+
+    Args:
+        model: its configuration.
+        train: its training.
+        samples: images it trains on.
+    """
+
+    model: Any
+    train: TrainConfig
+    samples: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step will do, as far as its configuration tells.
+
+    Args:
+        images: size of its result.
+        trainings: networks it trains.
+        features: rows of features and logits it caches.
+    """
+
+    images: int
+    trainings: tuple[Training, ...] = ()
+    features: int = 0
+
+
 class Method(ABC):
     """A selector or distiller. A subclass sets the class attributes, its `Config`, and `run`.
 
-    `check` refuses what the configuration alone cannot know (a budget above a class, for example). It is called for
+    `check_place` and `check` refuse what cannot be done, the first from the configuration alone. They are called for
     every step before the first one runs.
     """
 
@@ -244,8 +274,25 @@ class Method(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def check(self, source: Source, follows: StepKind | None) -> None:  # noqa: B027
-        """Raise InputError where this source, or the kind of the step before (None for the first), cannot serve."""
+    def check_place(self, follows: StepKind | None) -> None:  # noqa: B027
+        """Raise InputError where the step cannot stand behind one of this kind (None: cannot be the first)."""
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        """Raise InputError where this source, or the kind of the step before (None for the first), cannot serve.
+
+        An override begins with the base's check.
+        """
+        self.check_place(follows)
+
+    def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
+        """What the step will do, for a dry run.
+
+        Args:
+            train: images of the train split.
+            classes: C.
+            before: images of the step before, None for the first.
+        """
+        return Estimate(images=train if before is None else before)
 
     @abstractmethod
     def run(

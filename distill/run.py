@@ -23,7 +23,6 @@ from distill.evaluation.protocol import Ledger, Protocol
 from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import Evaluation, SetBytes
 from distill.files import disk_errors
-from distill.models import model_config
 from distill.progress import open_progress
 from distill.recipe import Recipe, as_dict, load_recipe, make_recipe, merged_yaml
 from distill.registry import lookup, methods
@@ -99,9 +98,7 @@ def resolve(
     if seed is not None:
         overrides = [*overrides, f"seed={seed}"]
     if isinstance(recipe, Mapping):
-        if overrides:
-            raise InputError("overrides are for recipes in files", fix="change the mapping itself")
-        return make_recipe(recipe), "recipe"
+        return make_recipe(recipe, overrides), "recipe"
     return load_recipe(str(recipe), overrides).recipe, Path(recipe).stem
 
 
@@ -186,7 +183,7 @@ def _run_steps(
         if kept.exists():
             shop.progress.note(f"{title}: finished before the interruption")
             result = _read_step(kept, step.kind)
-            shop.costs.add_earlier(title, folder.step_cost(number))
+            shop.costs.stages[title] = folder.step_cost(number)
             continue
         scratch = folder.scratch(number)
         with disk_errors(scratch):
@@ -308,7 +305,7 @@ def _recipe_of(
         own = load_recipe(str(beside)).recipe
         if without_paths(as_dict(own)) == embedded:
             return load_recipe(str(beside), chosen).recipe
-    return override_recipe(embedded, chosen, source=str(path))
+    return make_recipe(embedded, chosen, source=str(path))
 
 
 def _evaluate(

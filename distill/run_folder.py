@@ -9,17 +9,19 @@ recipe is refused, with the differences, unless the folder is started afresh.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from distill.errors import InputError
+from distill.evaluation.results import StageCost
 from distill.files import disk_errors, write_bytes_atomically
 from distill.recipe import differences
 
@@ -70,6 +72,14 @@ class RunFolder:
     def scratch(self, number: int) -> Path:
         """A step's own checkpoints."""
         return self.resume / f"step-{number}"
+
+    def keep_cost(self, number: int, cost: StageCost) -> None:
+        """Remember what a finished step cost."""
+        write_bytes_atomically(self.resume / f"step-{number}.json", json.dumps(asdict(cost)).encode())
+
+    def step_cost(self, number: int) -> StageCost:
+        """What the interrupted run paid for a step that it finished."""
+        return StageCost(**json.loads((self.resume / f"step-{number}.json").read_text(encoding="utf-8")))
 
     @property
     def outputs(self) -> tuple[Path, ...]:

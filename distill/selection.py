@@ -10,7 +10,16 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from distill.contracts import DistilledSet, MethodConfig, Preprocessing, Selection, Source, StepKind
+from distill.contracts import (
+    DistilledSet,
+    Estimate,
+    Method,
+    MethodConfig,
+    Preprocessing,
+    Selection,
+    Source,
+    StepKind,
+)
 from distill.errors import InputError
 from distill.randomness import generator
 from distill.training.config import TrainConfig
@@ -90,21 +99,36 @@ def fixed_budget(counts: np.ndarray, names: tuple[str, ...], ipc: int) -> np.nda
     return np.full(len(names), ipc, dtype=np.int64)
 
 
-def check_budget(source: Source, follows: StepKind | None, config: BudgetConfig) -> None:
-    """Refuse, before any work, a budget that a class cannot fill or a step that cannot be followed."""
-    if follows == "distiller":
-        raise InputError(
-            "a selector picks real images and cannot follow a distiller",
-            fix="put the selector before the distiller in steps",
-        )
-    class_budget(source_counts(source), source.classes, config)
+class Selector(Method):
+    """What every selector with a `BudgetConfig` shares: where it may stand, and what its budget may be."""
+
+    kind = "selector"
+    config: BudgetConfig
+
+    def check_place(self, follows: StepKind | None) -> None:
+        if follows == "distiller":
+            raise InputError(
+                "a selector picks real images and cannot follow a distiller",
+                fix="put the selector before the distiller in steps",
+            )
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        class_budget(source_counts(source), source.classes, self.config)
+
+    def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
+        there = train if before is None else before
+        if self.config.ipc is not None:
+            return Estimate(images=self.config.ipc * classes)
+        assert self.config.fraction is not None
+        return Estimate(images=round(self.config.fraction * there))
 
 
 def candidates(source: Source, previous: DistilledSet | Selection | None) -> np.ndarray:
     """Which train samples a selector may pick: those of the selection before, else all; int64, ascending."""
     if previous is None:
         return np.arange(len(source.train))
-    assert isinstance(previous, Selection), "refused by check_budget"
+    assert isinstance(previous, Selection), "refused by check_place"
     return np.sort(previous.indices)
 
 

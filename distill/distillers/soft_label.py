@@ -21,7 +21,18 @@ from pydantic import Field
 from distill.cache import PENULTIMATE, Network
 from distill.cache.forward import Forward
 from distill.cache.teachers import TeacherConfig, train_teacher
-from distill.contracts import Context, DistilledSet, Method, MethodConfig, Selection, Source, Split, StepKind
+from distill.contracts import (
+    Context,
+    DistilledSet,
+    Estimate,
+    Method,
+    MethodConfig,
+    Selection,
+    Source,
+    Split,
+    StepKind,
+    Training,
+)
 from distill.errors import InputError
 from distill.labels.codecs import encode
 from distill.models import describe
@@ -47,7 +58,7 @@ class SoftLabel(Method):
 
     config: Config
 
-    def check(self, source: Source, follows: StepKind | None) -> None:
+    def check_place(self, follows: StepKind | None) -> None:
         if follows is None and self.config.ipc is None:
             raise InputError(
                 "soft_label has no images to label",
@@ -59,8 +70,16 @@ class SoftLabel(Method):
                 found=f"ipc {self.config.ipc}",
                 fix="remove ipc, or remove the step before",
             )
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
         if self.config.ipc is not None:
             fixed_budget(source_counts(source), source.classes, self.config.ipc)
+
+    def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
+        teacher = self.config.teacher
+        images = before if self.config.ipc is None else self.config.ipc * classes
+        return Estimate(images=images or 0, trainings=(Training(teacher.model, teacher.train, train),))
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         plain = self._images(ctx, source, previous)

@@ -87,7 +87,7 @@ class Engine:
             NonFiniteError: a loss became NaN or infinite; the error names the job.
             MemoryExhaustedError: the device or the host ran out of memory.
         """
-        way = self._choose(jobs)
+        way = self.choose(jobs)
         self.progress.record("train", title=title, jobs=len(jobs), way=way, dtype=str(self.dtype))
         total = sum(job.steps for job in jobs)
         results: dict[int, Trained] = {}
@@ -106,7 +106,8 @@ class Engine:
                     done(number, self._train_group([job], task.advance)[0])
         return [results[number] for number in range(len(jobs))]
 
-    def _choose(self, jobs: Sequence[Job]) -> Way:
+    def choose(self, jobs: Sequence[Job]) -> Way:
+        """The way in which these jobs would be trained."""
         if self.way != "auto":
             return self.way
         if self.device.type == "cuda":

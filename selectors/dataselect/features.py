@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from distill.cache import PENULTIMATE
 from distill.cache.teachers import TeacherConfig, train_teacher
-from distill.contracts import Context, Source
-from distill.selection import BudgetConfig
+from distill.contracts import Context, Estimate, Source, Training
+from distill.selection import BudgetConfig, Selector
 
 
 class FeatureConfig(BudgetConfig):
@@ -25,6 +26,19 @@ class FeatureConfig(BudgetConfig):
     features: Literal["network", "pixels"] = "network"
     network: TeacherConfig = TeacherConfig()
     layer: Annotated[str, Field(min_length=1)] = PENULTIMATE
+
+
+class FeatureSelector(Selector):
+    """A selector that measures in a feature space."""
+
+    config: FeatureConfig
+
+    def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
+        plain = super().estimate(train=train, classes=classes, before=before)
+        if self.config.features == "pixels":
+            return plain
+        network = self.config.network
+        return replace(plain, trainings=(Training(network.model, network.train, train),), features=train)
 
 
 class FeatureSpace:

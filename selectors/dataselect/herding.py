@@ -13,24 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataselect.features import FeatureConfig, FeatureSpace
-from distill.contracts import Context, DistilledSet, Method, Selection, Source, StepKind
-from distill.selection import check_budget, select_by_class
+from dataselect.features import FeatureConfig, FeatureSelector, FeatureSpace
+from distill.contracts import Context, DistilledSet, Selection, Source
+from distill.selection import select_by_class
 
 
-class Herding(Method):
+class Herding(FeatureSelector):
     """Herding: keeps the mean feature of each class."""
 
     name = "herding"
-    kind = "selector"
 
     class Config(FeatureConfig):
         """Budget and features."""
 
     config: Config
-
-    def check(self, source: Source, follows: StepKind | None) -> None:
-        check_budget(source, follows, self.config)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         space = FeatureSpace(ctx, source, self.config)

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from distill.contracts import Context, DistilledSet, Method, Selection, Source, StepKind
-from distill.selection import BudgetConfig, check_budget, random_pick, select_by_class
+from distill.contracts import Context, DistilledSet, Selection, Source
+from distill.selection import BudgetConfig, Selector, random_pick, select_by_class
 
 
-class RandomChoice(Method):
+class RandomChoice(Selector):
     """Uniform random subset, balanced by class."""
 
     name = "random"
-    kind = "selector"
 
     class Config(BudgetConfig):
         """The budget alone."""
 
     config: Config
-
-    def check(self, source: Source, follows: StepKind | None) -> None:
-        check_budget(source, follows, self.config)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         seed = ctx.derive("random")
