@@ -17,6 +17,8 @@ from distill.cache import Cache, default_folder
 from distill.contracts import Context, DistilledSet, Method, Progress, Selection, Source, StepKind
 from distill.costs import Costs
 from distill.data import open_source
+from distill.dry_run import check_places
+from distill.dry_run import dry_run as plan_text
 from distill.environment import code_revision, machine, versions
 from distill.errors import InputError
 from distill.evaluation.protocol import Ledger, Protocol
@@ -91,6 +93,21 @@ def run(
     return RunResult(folder, evaluation, render(evaluation))
 
 
+def dry_run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+) -> str:
+    """What `run` with the same arguments would do, as text; nothing is run or written."""
+    loaded, name = resolve(recipe, overrides, seed)
+    steps = make_steps(loaded)
+    check_places(steps)
+    return plan_text(loaded, steps, RunFolder(out or Path("runs") / name), choose_device(device))
+
+
 def resolve(
     recipe: str | Path | Mapping[str, Any], overrides: Sequence[str], seed: int | None
 ) -> tuple[Recipe, str]:
@@ -144,6 +161,7 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
 
 def _run(recipe: Recipe, folder: RunFolder, shop: Workshop) -> Evaluation:
     steps = make_steps(recipe)
+    check_places(steps)
     with shop.costs.stage("data"):
         source = open_source(recipe.data, seed=recipe.seed, progress=shop.progress)  # type: ignore[arg-type]
     check_steps(steps, source)
