@@ -76,8 +76,10 @@ _ALLOWED = ", ".join([*(name for name in MODEL_CONFIGS if name != "torchvision")
 
 def _read(value: Any) -> Any:
     """Names and mappings become configurations; errors keep their places within the mapping."""
-    if not isinstance(value, str | Mapping):
+    if isinstance(value, ModelConfig):
         return value
+    if not isinstance(value, str | Mapping):
+        raise ValueError(f"not a model; allowed: {_ALLOWED}")
     options = {"name": value} if isinstance(value, str) else dict(value)
     try:
         config = _config_class(options)
