@@ -109,9 +109,9 @@ class StageCost:
     """What one stage took.
 
     Args:
-        seconds: wall time.
+        seconds: wall time, with what an earlier run paid for results read from the cache, where that is known.
         peak_bytes: peak memory on the device (of the process, on a CPU); None where it was not measured.
-        cached: the stage's result was read from the cache, so its real cost was paid by an earlier run.
+        cached: something was read from the cache that an earlier run paid for.
     """
 
     seconds: float

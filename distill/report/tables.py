@@ -1,0 +1,136 @@
+"""The tables of an evaluation: as rows for the page, and as the plain text that ends `run` and `evaluate`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill.evaluation.results import Evaluation, PairedDifference
+from distill.report.quantities import points, seconds, size, with_interval
+
+WIDTH = 80  # columns of a terminal; notes are wrapped there
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, column names and rows of text.
+
+    Args:
+        title: heading.
+        columns: names.
+        rows: cells, one a column.
+        right: names of the columns that hold numbers, aligned to the right.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+
+
+def accuracy_table(evaluation: Evaluation) -> Table:
+    """One row an arm, regime and student."""
+    return Table(
+        "Test accuracy, mean and 95% interval over seeds",
+        ("arm", "labels", "student", "accuracy", "images", "seeds", "epochs"),
+        tuple(
+            (
+                r.arm,
+                r.regime,
+                r.student,
+                with_interval(r.accuracy_mean, r.accuracy_ci95),
+                str(r.images),
+                str(r.seeds),
+                str(r.epochs),
+            )
+            for r in evaluation.results
+        ),
+        right=frozenset({"accuracy", "images", "seeds", "epochs"}),
+    )
+
+
+def paired_table(evaluation: Evaluation) -> Table:
+    """One row a paired difference, with the verdict of its interval in words."""
+    return Table(
+        "Paired differences in percentage points, same seeds",
+        ("difference", "student", "points", "95% interval"),
+        tuple(
+            (
+                f"{p.arm_a} ({p.regime}) - {p.arm_b} ({p.regime_b})",
+                p.student,
+                points(p.difference_mean, p.difference_ci95),
+                interval_in_words(p),
+            )
+            for p in evaluation.paired
+        ),
+        right=frozenset({"points"}),
+    )
+
+
+def cost_table(evaluation: Evaluation) -> Table:
+    """One row a stage."""
+    return Table(
+        "Cost",
+        ("stage", "time", "peak memory", ""),
+        tuple(
+            (
+                stage,
+                seconds(cost.seconds),
+                "not measured" if cost.peak_bytes is None else size(cost.peak_bytes),
+                "from cache" if cost.cached else "",
+            )
+            for stage, cost in evaluation.cost.items()
+        ),
+        right=frozenset({"time", "peak memory"}),
+    )
+
+
+def interval_in_words(pair: PairedDifference) -> str:
+    """Whether the 95% interval of a difference excludes 0."""
+    if pair.difference_ci95 is None:
+        return "none: one seed"
+    return "excludes 0" if pair.excludes_zero else "holds 0"
+
+
+def size_line(evaluation: Evaluation) -> str:
+    """The size of the set, such as `images 6.40 kB + labels 400 B + aux 1.20 kB = 8.00 kB`."""
+    b = evaluation.bytes
+    return f"images {size(b.images)} + labels {size(b.labels)} + aux {size(b.aux)} = {size(b.total)}"
+
+
+def render(evaluation: Evaluation) -> str:
+    """The plain text that ends a run: accuracies, differences, size, cost and notes; no newline at its end.
+
+    Columns are as wide as their content; usual names fit in 80 columns. Apart from `±` the tables are ASCII,
+    so that old terminals show them.
+    """
+    parts = [_text(accuracy_table(evaluation))]
+    if evaluation.paired:
+        parts.append(_text(paired_table(evaluation)))
+    parts.append(f"Size\n  {size_line(evaluation)}")
+    if evaluation.cost:
+        parts.append(_text(cost_table(evaluation)))
+    if evaluation.notes:
+        parts.append("Notes\n" + "\n".join(_wrapped(note) for note in evaluation.notes))
+    return "\n\n".join(parts)
+
+
+def _text(table: Table) -> str:
+    rows = [table.columns, *table.rows]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(table.columns))]
+    lines = [_line(row, table, widths) for row in rows]
+    rule = "  " + "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([table.title, lines[0], rule, *lines[1:]])
+
+
+def _line(row: Sequence[str], table: Table, widths: Sequence[int]) -> str:
+    cells = [
+        cell.rjust(width) if name in table.right else cell.ljust(width)
+        for cell, name, width in zip(row, table.columns, widths, strict=True)
+    ]
+    return ("  " + "  ".join(cells)).rstrip()
+
+
+def _wrapped(note: str) -> str:
+    return textwrap.fill(note, WIDTH, initial_indent="  - ", subsequent_indent="    ")

@@ -1,0 +1,59 @@
+"""The one sentence that an evaluation comes down to."""
+
+from __future__ import annotations
+
+from distill.evaluation.results import ArmResult, Evaluation, PairedDifference
+from distill.report.quantities import with_interval
+
+
+def verdict(evaluation: Evaluation, *, classes: int) -> str:
+    """What the set reaches, against random real images of the same number and against the full data.
+
+    The comparison is the evaluation's first between `set` and `random`: picked by place, not by result.
+    "No measurable difference" is said where the paired interval holds 0.
+
+    Args:
+        classes: number of classes C.
+
+    Returns:
+        Plain text, one sentence; it must still be escaped for HTML.
+    """
+    pair = next((p for p in evaluation.paired if (p.arm_a, p.arm_b) == ("set", "random")), None)
+    ours = _arm(evaluation, "set", pair.regime if pair else None, pair.student if pair else None)
+    if ours is None:
+        return "The set was not evaluated."
+    text = f"{_amount(ours.images, classes)} with {ours.regime} labels reach {_accuracy(ours)}"
+    if pair is not None:
+        control = _arm(evaluation, "random", pair.regime_b, pair.student)
+        if control is not None:
+            text += f"{_relation(pair)} {_accuracy(control)}"
+    full = _arm(evaluation, "full", None, ours.student)
+    return f"{text}; full data {_accuracy(full)}." if full is not None else f"{text}."
+
+
+def _arm(evaluation: Evaluation, arm: str, regime: str | None, student: str | None) -> ArmResult | None:
+    """The first result of `arm` in this regime on this student; None stands for any."""
+    for result in evaluation.results:
+        if result.arm == arm and regime in (None, result.regime) and student in (None, result.student):
+            return result
+    return None
+
+
+def _accuracy(result: ArmResult) -> str:
+    return with_interval(result.accuracy_mean, result.accuracy_ci95)
+
+
+def _amount(images: int, classes: int) -> str:
+    if images % classes:
+        return f"{images} images"
+    each = images // classes
+    return f"{each} image{'' if each == 1 else 's'} per class"
+
+
+def _relation(pair: PairedDifference) -> str:
+    control = f"as many random real images with {pair.regime_b} labels"
+    if pair.difference_ci95 is None:
+        return f", one seed only, where {control} reach"
+    if not pair.excludes_zero:
+        return f", no measurable difference from {control} at"
+    return f" where {control} reach" if pair.difference_mean > 0 else f", worse than {control} at"

@@ -1,0 +1,71 @@
+"""The text that ends a run, letter by letter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from distill.evaluation.results import Evaluation, PairedDifference
+from distill.report.tables import WIDTH, render
+
+GOLDEN = """\
+Test accuracy, mean and 95% interval over seeds
+  arm     labels  student     accuracy  images  seeds  epochs
+  -----------------------------------------------------------
+  set     soft    convnet  83.0% ± 2.5     100      3     300
+  random  hard    convnet  72.0% ± 5.0     100      3     300
+  full    hard    convnet  97.0% ± 0.0    1437      3      52
+
+Paired differences in percentage points, same seeds
+  difference                  student       points  95% interval
+  --------------------------------------------------------------
+  set (soft) - random (hard)  convnet  +11.0 ± 2.5  excludes 0
+  set (soft) - full (hard)    convnet  -14.0 ± 2.5  excludes 0
+
+Size
+  images 6.40 kB + labels 2.00 kB + aux 600 B = 9.00 kB
+
+Cost
+  stage              time   peak memory
+  -------------------------------------------------
+  data             0.25 s  not measured
+  1 soft_label     12.3 s        512 MB  from cache
+  evaluate      1,234.5 s       1.50 GB
+
+Notes
+  - 1437 of 1797 images train, 360 test; this note is long enough that a
+    terminal has to wrap it"""
+
+
+def test_golden(evaluation: Evaluation) -> None:
+    assert render(evaluation) == GOLDEN
+
+
+def test_usual_names_fit_a_terminal(evaluation: Evaluation) -> None:
+    assert max(map(len, render(evaluation).splitlines())) <= WIDTH
+
+
+def test_undecided_difference_is_marked(evaluation: Evaluation) -> None:
+    pair = PairedDifference("set", "random", "hard", "hard", "convnet", (0.1, -0.1, 0.02))
+    text = render(replace(evaluation, paired=(pair,)))
+    assert "+0.7 ± 25.0  holds 0" in text
+    assert "excludes" not in text
+
+
+def test_one_seed_shows_no_interval(evaluation: Evaluation) -> None:
+    single = replace(evaluation.results[0], accuracies=(0.82,))
+    pair = PairedDifference("set", "random", "soft", "hard", "convnet", (0.1,))
+    text = render(replace(evaluation, results=(single,), paired=(pair,)))
+    assert "±" not in text
+    assert "none: one seed" in text
+
+
+def test_parts_without_content_are_left_out(evaluation: Evaluation) -> None:
+    text = render(replace(evaluation, paired=(), cost={}, notes=()))
+    assert [line for line in text.splitlines() if line and not line.startswith(" ")] == [
+        "Test accuracy, mean and 95% interval over seeds",
+        "Size",
+    ]
+
+
+def test_old_terminals_can_show_it(evaluation: Evaluation) -> None:
+    assert render(evaluation).encode("cp437").decode("cp437") == render(evaluation)

@@ -1,0 +1,59 @@
+"""The sentence says what the numbers say: better, worse, or no measurable difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from distill.evaluation.results import ArmResult, Evaluation, PairedDifference
+from distill.report.verdict import verdict
+
+
+def with_random(evaluation: Evaluation, accuracies: tuple[float, ...]) -> Evaluation:
+    ours = evaluation.results[0]
+    random = replace(evaluation.results[1], accuracies=accuracies)
+    return replace(evaluation, results=(ours, random), paired=(PairedDifference.between(ours, random),))
+
+
+def test_better(evaluation: Evaluation) -> None:
+    assert verdict(evaluation, classes=10) == (
+        "10 images per class with soft labels reach 83.0% ± 2.5 where as many random real images "
+        "with hard labels reach 72.0% ± 5.0; full data 97.0% ± 0.0."
+    )
+
+
+def test_worse(evaluation: Evaluation) -> None:
+    text = verdict(with_random(evaluation, (0.90, 0.91, 0.93)), classes=10)
+    assert ", worse than as many random real images with hard labels at 91.3%" in text
+    assert "full data" not in text
+
+
+def test_undecided(evaluation: Evaluation) -> None:
+    text = verdict(with_random(evaluation, (0.80, 0.83, 0.84)), classes=10)
+    assert ", no measurable difference from as many random real images with hard labels at 82.3%" in text
+
+
+def test_one_seed(evaluation: Evaluation) -> None:
+    ours = replace(evaluation.results[0], accuracies=(0.83,))
+    text = verdict(
+        with_random(replace(evaluation, results=(ours, evaluation.results[1])), (0.5,)), classes=10
+    )
+    assert "reach 83.0%, one seed only, where as many random" in text
+
+
+def test_comparison_is_chosen_by_place_not_by_result(evaluation: Evaluation) -> None:
+    ours, random = evaluation.results[:2]
+    hard = ArmResult("set", "hard", "convnet", (0.5, 0.51, 0.52), epochs=300, steps=300, images=100)
+    pairs = (PairedDifference.between(hard, random), PairedDifference.between(ours, random))
+    text = verdict(replace(evaluation, results=(ours, hard, random), paired=pairs), classes=10)
+    assert text.startswith("10 images per class with hard labels reach 51.0%")
+
+
+def test_amounts(evaluation: Evaluation) -> None:
+    assert verdict(evaluation, classes=100).startswith("1 image per class ")
+    assert verdict(evaluation, classes=7).startswith("100 images with soft labels ")
+
+
+def test_without_comparison(evaluation: Evaluation) -> None:
+    alone = replace(evaluation, results=evaluation.results[:1], paired=())
+    assert verdict(alone, classes=10) == "10 images per class with soft labels reach 83.0% ± 2.5."
+    assert verdict(replace(alone, results=()), classes=10) == "The set was not evaluated."
