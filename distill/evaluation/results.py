@@ -109,7 +109,7 @@ class StageCost:
     """What one stage took.
 
     Args:
-        seconds: wall time, with what an earlier run paid for results read from the cache, where that is known.
+        seconds: wall time, with what an earlier run paid for results from the cache, where that is known.
         peak_bytes: peak memory on the device (of the process, on a CPU); None where it was not measured.
         cached: something was read from the cache that an earlier run paid for.
     """

@@ -261,7 +261,10 @@ def test_failed_task_is_closed_and_recorded(
         ("features", 2, 1.0), ("outer", 0, 1.0),
     ]  # fmt: skip
     assert failed[0]["error"] == f"{type(error).__name__}: {error}"
-    assert not [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    drawing = [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    for thread in drawing:  # told to stop, but not waited for
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in drawing)
 
 
 def test_log_that_cannot_be_opened_warns_once_and_the_run_goes_on(tmp_path: Path) -> None:
