@@ -232,7 +232,9 @@ def _on_rows(images: Tensor, rows: Tensor, op: Callable[[Tensor, Tensor], Tensor
         if len(numbers) == 0:
             return images
         return images.index_copy(0, numbers, op(images.index_select(0, numbers), numbers))
-    return torch.where(rows[:, None, None, None], op(images, torch.arange(len(rows), device=rows.device)), images)
+    return torch.where(
+        rows[:, None, None, None], op(images, torch.arange(len(rows), device=rows.device)), images
+    )
 
 
 def _shift_and_flip(images: Tensor, shift: Tensor, flip: Tensor | None) -> Tensor:
@@ -266,7 +268,9 @@ def _warp(images: Tensor, scale: Tensor, angle: Tensor) -> Tensor:
     to_input[:, 2, 2] = 1
     to_input[:, :2, 2] = center[:2] - (to_input[:, :2, :2] @ center[:2])
     to_output = torch.linalg.inv(to_input)[:, :2].to(images.dtype)
-    return warp_affine(images, to_output, (height, width), mode="bilinear", padding_mode="zeros", align_corners=True)
+    return warp_affine(
+        images, to_output, (height, width), mode="bilinear", padding_mode="zeros", align_corners=True
+    )
 
 
 def _recolor(images: Tensor, color: Tensor) -> Tensor:

@@ -37,7 +37,9 @@ class Guarded(click.Command):
             click.echo(f"error: {error}", err=True)
             _leave(ctx, error.exit_code)
         except MemoryError:
-            click.echo(f"error: {MemoryExhaustedError('out of memory', fix='lower train.batch_size')}", err=True)
+            click.echo(
+                f"error: {MemoryExhaustedError('out of memory', fix='lower train.batch_size')}", err=True
+            )
             _leave(ctx, MemoryExhaustedError.exit_code)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
@@ -78,7 +80,9 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-device_option = click.option("--device", metavar="D", help="cpu, cuda or cuda:N; default: cuda where present.")
+device_option = click.option(
+    "--device", metavar="D", help="cpu, cuda or cuda:N; default: cuda where present."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -151,8 +155,12 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @click.argument("path", metavar="SET.H5", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--students", metavar="A,B", callback=_names, help="Model names; default: the recipe's.")
-@click.option("--seeds", type=click.IntRange(min=2), help="Networks an arm and student; default: the recipe's.")
-@click.option("--against", metavar="A,B", callback=_names, help="Controls: random, full; default: the recipe's.")
+@click.option(
+    "--seeds", type=click.IntRange(min=2), help="Networks an arm and student; default: the recipe's."
+)
+@click.option(
+    "--against", metavar="A,B", callback=_names, help="Controls: random, full; default: the recipe's."
+)
 @click.option("--regime", metavar="A,B", callback=_names, help="Labels: hard, soft; default: all there are.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write report.json and report.html there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of the table.")

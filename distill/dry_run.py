@@ -136,11 +136,11 @@ def _costs(
     peak = PROCESS_BYTES + 2 * image_bytes + max(_side_by_side(item, device) for item in work)
     pixels = shape[0] * shape[1] * shape[2]
     set_bytes = last.images * (pixels + 2 * classes + 32)
-    features = sum(estimate.features for estimate in estimates if estimate)
+    cache_bytes = _cache_bytes(estimates, shape, classes)
     return [
         f"time     about {seconds(total)} (from counted operations; right to a factor of three)",
         f"memory   about {size(int(peak))}, of which images {size(image_bytes)}",
-        f"disk     set at most {size(set_bytes)}; cache about {size(_cache_bytes(estimates, features, shape, classes))}",
+        f"disk     set at most {size(set_bytes)}; cache about {size(cache_bytes)}",
     ]
 
 
@@ -212,13 +212,12 @@ def _without_weights(model: Strict) -> Strict:
     return model.model_copy(update={"weights": None, "sha256": None}) if named else model
 
 
-def _cache_bytes(
-    estimates: Sequence[Estimate | None], features: int, shape: tuple[int, int, int], classes: int
-) -> int:
+def _cache_bytes(estimates: Sequence[Estimate | None], shape: tuple[int, int, int], classes: int) -> int:
     trainings = [training for estimate in estimates if estimate for training in estimate.trainings]
     if not trainings:
         return 0
     parameters = max(_forward(training.model, shape, classes)[2] for training in trainings)
+    features = sum(estimate.features for estimate in estimates if estimate)
     widest = 4096  # features of most networks here
     return 4 * (parameters * len(trainings) + features * (widest + classes))
 

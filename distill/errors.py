@@ -87,7 +87,7 @@ class NonFiniteError(DistillError):
     exit_code = 2
 
 
-class RecipeErrors(InputError):
+class RecipeErrors(InputError):  # noqa: N818 - it holds many
     """Every mistake of a recipe at once.
 
     Args:

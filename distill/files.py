@@ -29,7 +29,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         try:
             write(partial)
             sync(partial)
-            os.replace(partial, path)
+            partial.replace(path)
             sync(path.parent)
         finally:
             with suppress(OSError):
@@ -64,7 +64,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
-                "the disk is full", where=str(path), found=_free(path), fix="free some space, or write elsewhere"
+                "the disk is full",
+                where=str(path),
+                found=_free(path),
+                fix="free some space, or write elsewhere",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST):
             raise InputError(

@@ -51,7 +51,13 @@ METHODS: dict[str, Entry] = {
     ),
     **_table(
         "distiller",
-        [("soft_label", "distill.distillers.soft_label:SoftLabel", "real images, soft labels from a teacher")],
+        [
+            (
+                "soft_label",
+                "distill.distillers.soft_label:SoftLabel",
+                "real images, soft labels from a teacher",
+            )
+        ],
     ),
 }
 
@@ -79,7 +85,11 @@ MODELS: dict[str, Entry] = _table(
         ("resnet18", "distill.models.resnet:ResNet18Config", "ResNet-18 with the small-image stem"),
         ("alexnet", "distill.models.alexnet:AlexNetConfig", "AlexNet for small images"),
         ("vgg11", "distill.models.vgg:VGG11Config", "VGG-11 for small images"),
-        ("torchvision", "distill.models.torchvision_models:TorchvisionConfig", "any classifier: torchvision/NAME"),
+        (
+            "torchvision",
+            "distill.models.torchvision_models:TorchvisionConfig",
+            "any classifier: torchvision/NAME",
+        ),
     ],
 )
 

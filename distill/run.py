@@ -284,7 +284,10 @@ def evaluate(
     path = Path(path)
     distilled = read_set(path)
     recipe = _recipe_of(path, distilled, overrides, students, seeds, against, regimes)
-    with open_progress(None, quiet=quiet) as progress, workshop(recipe, choose_device(device), progress) as shop:
+    with (
+        open_progress(None, quiet=quiet) as progress,
+        workshop(recipe, choose_device(device), progress) as shop,
+    ):
         with shop.costs.stage("data"):
             source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
         made_from = distilled.provenance.get("source", {}).get("train_fingerprint")

@@ -126,7 +126,9 @@ class RunFolder:
         wanted = yaml.safe_load(merged_yaml)
         if earlier == wanted:
             return
-        changes = differences(earlier, wanted) if isinstance(earlier, Mapping) else ["recipe.yaml is unreadable"]
+        changes = (
+            differences(earlier, wanted) if isinstance(earlier, Mapping) else ["recipe.yaml is unreadable"]
+        )
         raise InputError(
             "the folder holds the run of another recipe",
             where=str(self.root),
@@ -187,4 +189,6 @@ def without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _is_path(key: str, value: Any) -> bool:
     if key not in ("folder", "file", "train", "test", "valid", "train_labels", "test_labels"):
         return False
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(part, str) for part in value)
+    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from distill.contracts import (
     DistilledSet,

@@ -132,7 +132,7 @@ def test_dsa_changes_one_thing_an_image_and_uses_every_operation() -> None:
     assert len(_DSA_OPS) == 6
     torch.testing.assert_close(shares, expected, rtol=0.2, atol=0.0)
     assert float(v.angle.abs().max()) <= math.radians(15)
-    assert 1 / 1.2 <= float(v.scale.min()) and float(v.scale.max()) <= 1.2
+    assert float(v.scale.min()) >= 1 / 1.2 and float(v.scale.max()) <= 1.2
     assert views("dsa_without_flip").flip is None
 
 
@@ -159,9 +159,7 @@ def test_channels_last_gives_the_same(policy: str, channels: int) -> None:
 
 
 def mixes(kind: str, alpha: float = 1.0, n: int = 4000) -> Mix:
-    return draw_mix(
-        kind, alpha=alpha, seed=3, epoch=1, index=torch.arange(n), count=n, height=H, width=W
-    )
+    return draw_mix(kind, alpha=alpha, seed=3, epoch=1, index=torch.arange(n), count=n, height=H, width=W)
 
 
 def test_mixup_blends_pixels() -> None:

@@ -44,7 +44,9 @@ def test_bits_equal_the_reference(seed: int) -> None:
 def test_seeds_epochs_and_indices_broadcast() -> None:
     seeds, epochs, index = torch.tensor([3, 9]), torch.tensor([1, 2]), torch.tensor([5, 6])
     together = counter_bits(seeds, epochs, index, 4)
-    assert together.tolist() == [int(counter_bits(s, e, torch.tensor([i]), 4)) for s, e, i in ((3, 1, 5), (9, 2, 6))]
+    assert together.tolist() == [
+        int(counter_bits(s, e, torch.tensor([i]), 4)) for s, e, i in ((3, 1, 5), (9, 2, 6))
+    ]
 
 
 def test_uniform_is_uniform_and_draws_are_independent() -> None:
@@ -70,7 +72,13 @@ def test_permutation_is_one_and_changes_with_epoch_and_seed() -> None:
 
 
 def test_names_separate_seeds() -> None:
-    seeds = {derive_seed(0), derive_seed(0, "a"), derive_seed(0, "a", 1), derive_seed(0, "a", "1"), derive_seed(1, "a")}
+    seeds = {
+        derive_seed(0),
+        derive_seed(0, "a"),
+        derive_seed(0, "a", 1),
+        derive_seed(0, "a", "1"),
+        derive_seed(1, "a"),
+    }
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
 

@@ -147,7 +147,6 @@ class Engine:
         # At worst the hungriest jobs ran side by side.
         peaks = sorted((result.peak_bytes for result in results), reverse=True)
         self._worker_peak = max(self._worker_peak, sum(peaks[: self._workers.count]))
-        return results
 
     def take_worker_peak(self) -> int:
         """Bound on the worker processes' memory together since the last call, bytes; 0 if none worked."""

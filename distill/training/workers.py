@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -150,7 +151,9 @@ def _death(worker: _Worker) -> DistillError:
             f"the process that trained {worker.label} was killed, most likely for memory",
             fix="set DISTILL_WORKERS=1, lower train.batch_size, or use a smaller network",
         )
-    return DistillError(f"the process that trained {worker.label} ended with code {code}; its message stands above")
+    return DistillError(
+        f"the process that trained {worker.label} ended with code {code}; its message stands above"
+    )
 
 
 class _Worker:
@@ -187,10 +190,8 @@ class _Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                try:
+                with suppress(OSError):  # what was buffered for a dead process cannot be written
                     stream.close()
-                except OSError:  # what was buffered for a dead process cannot be written
-                    pass
 
 
 def _environment() -> dict[str, str]:

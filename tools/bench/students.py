@@ -42,10 +42,15 @@ def main() -> None:
     pool, test = data()
     config = TrainConfig(epochs=args.epochs, batch_size=len(pool), augment="none", lr=0.02, schedule="cosine")
     model = model_config({"name": "convnet", "width": args.width, "depth": 3})
-    jobs = [Job(model, 10, config, pool, seed=k, test=test, label=f"student {k}") for k in range(args.students)]
+    jobs = [
+        Job(model, 10, config, pool, seed=k, test=test, label=f"student {k}") for k in range(args.students)
+    ]
     rows: list[tuple[float, float]] = []
     with Engine(device, precision=args.precision, progress=NullProgress(), way=args.way) as engine:
-        warm = [Job(model, 10, config.model_copy(update={"epochs": 1}), pool, seed=k) for k in range(args.students)]
+        warm = [
+            Job(model, 10, config.model_copy(update={"epochs": 1}), pool, seed=k)
+            for k in range(args.students)
+        ]
         engine.train(warm, title="warm up")
         for _ in range(args.repeats):
             start = time.perf_counter()
@@ -98,7 +103,9 @@ class PlainConvNet(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.Linear(width * 16, 10))
 
 
-def plain_student(pool: Pool, test: Pool, config: TrainConfig, width: int, seed: int, device: torch.device) -> float:
+def plain_student(
+    pool: Pool, test: Pool, config: TrainConfig, width: int, seed: int, device: torch.device
+) -> float:
     """Train one network the plain way; its test accuracy."""
     torch.manual_seed(seed)
     network = PlainConvNet(width).to(device)
@@ -121,7 +128,9 @@ def plain_student(pool: Pool, test: Pool, config: TrainConfig, width: int, seed:
 
 
 def normalised(pool: Pool) -> Tensor:
-    mean, std = (torch.tensor(values)[:, None, None] for values in (pool.preprocessing.mean, pool.preprocessing.std))
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (pool.preprocessing.mean, pool.preprocessing.std)
+    )
     return (pool.images.float() / 255 - mean) / std
 
 
@@ -134,8 +143,10 @@ def report(
     dtype: str,
 ) -> None:
     steps = args.students * args.epochs
-    print(f"{args.students} students, width {args.width}, {args.epochs} steps each, {args.device}, {way}, {dtype}, "
-          f"{torch.get_num_threads()} threads, {worker_count()} workers")
+    print(
+        f"{args.students} students, width {args.width}, {args.epochs} steps each, {args.device}, {way}, {dtype}, "
+        f"{torch.get_num_threads()} threads, {worker_count()} workers"
+    )
     print("repeat   plain s  ms/step    ours s  ms/step   ratio")
     for number, (a, b) in enumerate(rows):
         print(f"{number:6d} {a:9.2f} {a / steps * 1e3:8.1f} {b:9.2f} {b / steps * 1e3:8.1f} {a / b:7.2f}")
