@@ -56,7 +56,7 @@ class Full(Codec):
     name = "full"
 
     def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        stored = logits.to("cpu", torch.float16)
+        stored = logits.to("cpu", torch.float16, copy=True)
         if not stored.isfinite().all():
             raise NonFiniteError(
                 "logits do not fit float16, in which soft labels are stored",
@@ -153,7 +153,7 @@ def check(soft: SoftLabels, *, images: int, classes: int) -> None:
             fix="update distill, if the set was made by a newer version",
         )
     temperature = soft.attributes.get("temperature")
-    if not isinstance(temperature, float) or not (math.isfinite(temperature) and temperature > 0):
+    if not isinstance(temperature, float | int) or not (math.isfinite(temperature) and temperature > 0):
         raise DamagedDataError("soft labels lack a valid temperature", found=repr(temperature), allowed="> 0")
     if "teacher" not in soft.attributes:
         raise DamagedDataError("soft labels do not say which teacher gave them")

@@ -131,7 +131,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         "",
         *_table(summary["arrays"]),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
 
 
 def _describe_labels(labels: Mapping[str, Any]) -> str:
@@ -176,6 +176,11 @@ def _table(arrays: Iterable[Mapping[str, Any]]) -> list[str]:
         "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def _printable(text: str) -> str:
+    """Control characters escaped: names in a file come from strangers, and terminals obey such characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _dims(shape: Iterable[int]) -> str:

@@ -75,7 +75,7 @@ def _build(arrays: dict[str, np.ndarray]) -> memoryview:
 def _pack(distilled: DistilledSet) -> dict[str, np.ndarray]:
     """The datasets of a set, by name, little-endian."""
     arrays = {
-        fmt.IMAGES: distilled.images.cpu().permute(0, 2, 3, 1).contiguous().numpy(),
+        fmt.IMAGES: distilled.images.detach().cpu().permute(0, 2, 3, 1).contiguous().numpy(),
         fmt.HARD: distilled.labels.cpu().numpy(),
         fmt.CLASSES: _text(fmt.CLASSES, distilled.classes),
         fmt.TRAIN_RECIPE: _text(fmt.TRAIN_RECIPE, distilled.train.model_dump(mode="json")),
