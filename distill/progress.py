@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 LINE_SECONDS = 5.0  # a task prints at most one plain line in this time
 RATE_SECONDS = 30.0  # rates are means over this time, so that warming up and resuming fade out of them
 SAMPLE_SECONDS = 1.0
+FORETOLD = (
+    0.01  # share done from which remaining time is told; before it, starting up is most of what was seen
+)
 
 Clock = Callable[[], float]
 
@@ -123,7 +126,7 @@ class _Job:
         rate = self.rate(now)
         if rate is not None:
             parts.append(_per_second(rate, self.unit))
-            if self.total is not None and self.count < self.total:
+            if self.total is not None and FORETOLD * self.total <= self.count < self.total:
                 parts.append(f"{_duration((self.total - self.count) / rate)} left")
         return ", ".join(parts)
 

@@ -102,6 +102,19 @@ def test_nested_tasks_are_indented_and_each_keeps_its_own_interval(clock: FakeCl
     ]
 
 
+def test_remaining_time_is_not_told_from_the_start_up_alone(clock: FakeClock) -> None:
+    stream = io.StringIO()
+    with open_progress(None, stream=stream, clock=clock) as progress:  # noqa: SIM117
+        with progress.task("students", total=1000, unit="step") as task:
+            for count in (9, 1):
+                clock.sleep(6)
+                task.advance(count)
+    assert stream.getvalue().splitlines()[1:3] == [
+        "students: 9/1000 (1%), 1.5 step/s",
+        "students: 10/1000 (1%), 0.833 step/s, 19 min 48 s left",
+    ]
+
+
 def test_rate_forgets_a_resumed_run_s_head_start(clock: FakeClock) -> None:
     stream = io.StringIO()
     with (
