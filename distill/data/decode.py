@@ -287,7 +287,9 @@ def _decode(item: Item, pixel_format: PixelFormat) -> tuple[str, np.ndarray | st
         with Image.open(BytesIO(_encoded(item.payload)), formats=FORMATS) as image:
             return item.name, pixels_of(image, pixel_format)
     except MemoryError:
-        raise
+        raise MemoryExhaustedError(
+            f"{item.name} does not fit in memory", fix="scale the image down, or remove it"
+        ) from None
     except Exception as error:  # Pillow's readers raise nearly every type on damaged files
         return item.name, _reason(error)
 

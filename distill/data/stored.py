@@ -158,7 +158,7 @@ def _open_hdf5(file: h5py.File, path: Path, name: str) -> Stored:
     where = f"{path}, dataset {name}"
     node = _walk(file, name, path)
     if not isinstance(node, h5py.Dataset):
-        raise _missing(name, str(path), list(file))
+        raise _missing(name, str(path), list(map(str, file)))
     _check_dataset(node, where)
     declared = math.prod(node.shape) * node.dtype.itemsize
     refuse_disproportion(declared, node.id.get_storage_size(), where=where)
@@ -184,8 +184,15 @@ def _walk(file: h5py.File, name: str, path: Path) -> h5py.Group | h5py.Dataset |
                 found=type(link).__name__,
                 allowed="datasets stored in the file itself",
             )
-        node = node[part]
+        node = _child(node, part)
     return node
+
+
+def _child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    try:
+        return group[name]
+    except KeyError as error:  # the link is there, so this is h5py's word for a damaged object
+        raise OSError(str(error)) from error
 
 
 def _check_dataset(dataset: h5py.Dataset, where: str) -> None:

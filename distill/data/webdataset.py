@@ -156,11 +156,15 @@ def _items(shards: Sequence[Path], counts: Sequence[int], rows: Tensor) -> Itera
         wanted = np.zeros(count, dtype=bool)
         wanted[rows[(rows >= first) & (rows < first + count)].numpy() - first] = True
         first += count
-        if not wanted.any():
+        remaining = int(wanted.sum())
+        if not remaining:
             continue
         for sample in read_samples(shard, want=partial(_marked, wanted)):
             if sample.image is not None:
                 yield _item(sample, shard)
+                remaining -= 1
+            if not remaining:  # the rest of the shard was checked when its labels were read
+                break
 
 
 def _marked(rows: np.ndarray, position: int) -> bool:
