@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import h5py
@@ -133,7 +134,10 @@ def _next_rows(stream: IO[bytes], block: slice, shape: tuple[int, ...], dtype: n
 def _npy_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    try:
+        shape, fortran, dtype = read(stream)
+    except (TokenError, SyntaxError, TypeError, MemoryError) as error:  # the header is parsed as Python text
+        raise ValueError(f"the header is damaged: {error}") from error
     if dtype.hasobject:
         raise UnsafeFileError(
             "the array holds pickled Python objects; they are never loaded",

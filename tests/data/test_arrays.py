@@ -283,6 +283,15 @@ def test_headers_that_claim_more_than_there_is(tmp_path, progress, kind):
         open_arrays(path, progress)
 
 
+def test_a_header_that_is_no_python_text(tmp_path, progress):
+    path = save(tmp_path, "npy", **standard())
+    raw = (path / "y_train.npy").read_bytes()
+    for damaged in (raw.replace(b"'shape': (", b"'shape': ((", 1), raw.replace(b"{'descr'", b"('descr'", 1)):
+        (path / "y_train.npy").write_bytes(damaged)
+        with pytest.raises(DamagedDataError, match=r"y_train\.npy"):
+            open_arrays(path, progress)
+
+
 @pytest.mark.parametrize("kind", ["compressed", "h5"])
 def test_data_far_larger_than_their_file(tmp_path, progress, kind, monkeypatch):
     monkeypatch.setattr(files, "_HARMLESS_BYTES", 1000)
