@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load", "run"]
 
-_LAZY = {"run": "distill.run", "load": "distill.store.dataset", "evaluate": "distill.run"}
+_LAZY = {"run": "distill.pipeline", "load": "distill.store.dataset", "evaluate": "distill.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -126,12 +126,12 @@ def run(
     """
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
-    from distill import run as runner
+    from distill import pipeline
 
     if dry_run:
-        click.echo(runner.dry_run(recipe, overrides, out=out, device=device, seed=seed))
+        click.echo(pipeline.dry_run(recipe, overrides, out=out, device=device, seed=seed))
         return
-    result = runner.run(
+    result = pipeline.run(
         recipe,
         overrides,
         out=out,
@@ -184,9 +184,9 @@ def evaluate(
     The data are those of the set's recipe; KEY=VALUE changes it, for example `data.folder=/where/they/are` or
     `train.epochs=100`.
     """
-    from distill import run as runner
+    from distill import pipeline
 
-    evaluation = runner.evaluate(
+    evaluation = pipeline.evaluate(
         path,
         overrides,
         students=students,

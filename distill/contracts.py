@@ -131,7 +131,7 @@ class SoftLabels:
 
     Args:
         codec: name in `distill.labels.codecs`.
-        arrays: what the codec stores, by name.
+        arrays: what the codec stores, by name (small letters, digits and _).
         attributes: JSON-able; holds at least `teacher` and `temperature`.
     """
 

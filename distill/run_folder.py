@@ -86,6 +86,11 @@ class RunFolder:
         """The files that a finished run leaves."""
         return (self.set, self.report_json, self.report_html, self.recipe, self.log)
 
+    def make(self) -> None:
+        """Create the folder where it is absent."""
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+
     def open(self, merged_yaml: str, *, resume: bool, fresh: bool) -> bool:
         """Prepare the folder for this recipe.
 
@@ -100,8 +105,7 @@ class RunFolder:
         Raises:
             InputError: another recipe's run is there, there is nothing to resume, or the folder is not writable.
         """
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+        self.make()
         if not fresh and self.recipe.exists():
             self._refuse_other_recipe(merged_yaml)
         interrupted = self.resume.is_dir() and not fresh
@@ -151,8 +155,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep a second run out of the folder; the lock ends with the process, however it ends."""
         path = self.root / ".lock"
+        self.make()
         with disk_errors(path):
-            self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             _lock(handle, self.root)

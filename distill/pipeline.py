@@ -1,4 +1,4 @@
-"""The one road: recipe -> source -> steps -> set.h5 -> evaluation -> report.
+"""The one road of `distill run`: recipe -> source -> steps -> set.h5 -> evaluation -> report.
 
 `run` and `evaluate` are what the commands of the same names call, and what `import distill` offers.
 """
@@ -296,6 +296,8 @@ def evaluate(
         if any(argument.startswith("train.") for argument in overrides):
             distilled = replace(distilled, train=recipe.train)
         folder = None if out is None else RunFolder(out)
+        if folder is not None:
+            folder.make()
         return _evaluate(distilled, source, path, shop, ledger=None, out=folder)
 
 
@@ -349,7 +351,6 @@ def _evaluate(
         seed=shop.recipe.seed,
     )
     summary = summarise(path, verify=False)
-    identity = "".join(array["sha256"] for array in summary["arrays"])
     with shop.costs.stage("evaluate"):
         results, paired = compare(
             distilled,
@@ -357,7 +358,7 @@ def _evaluate(
             protocol,
             engine=shop.engine,
             progress=shop.progress,
-            ledger=Ledger(ledger, identity=identity),
+            ledger=Ledger(ledger, identity=summary["content_sha256"]),
         )
     sizes = summary["bytes"]
     evaluation = Evaluation(
