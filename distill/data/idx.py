@@ -60,7 +60,8 @@ class Idx(Data):
             read_sizes(self._pair(split)[0], 3) for split in ("train", "test")
         )
         names = self.config.class_names
-        return Plan(len(names) if names else None, (1, height, width), train, test)
+        classes = len(names) if names else int(read_idx(self._pair("train")[1], 1).max()) + 1
+        return Plan(classes, (1, height, width), train, test)
 
     def _pair(self, split: Literal["train", "test"]) -> tuple[Path, Path]:
         config: IdxConfig = self.config

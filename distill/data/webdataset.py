@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -24,7 +25,10 @@ from distill.data.build import EncodedRows, Found
 from distill.data.decode import Item, PixelFormat, image_shape
 from distill.data.shards import Sample, read_samples
 from distill.errors import InputError
+from distill.progress import NullProgress
 
+# Shards up to this size together are counted for a dry run; reading takes about a second per 50 MB.
+_COUNTED_BYTES = 200_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 Paths = Annotated[list[str], Field(min_length=1)]
@@ -65,11 +69,19 @@ class WebDataset(Data):
 
     def peek(self) -> Plan:
         names = self._class_names()
-        self._test_shards()
-        shard = self._train_shards()[0]
-        sample = next(read_samples(shard, want=lambda position: position == 0), None)
-        shape = None if sample is None else image_shape(_item(sample, shard), PixelFormat())
-        return Plan(classes=len(names) if names else None, image_shape=shape)
+        train, test = self._train_shards(), self._test_shards()
+        sample = next(read_samples(train[0], want=lambda position: position == 0), None)
+        shape = None if sample is None else image_shape(_item(sample, train[0]), PixelFormat())
+        plan = Plan(classes=len(names) if names else None, image_shape=shape)
+        parts = [train] if isinstance(test, float) else [train, test]
+        if sum(shard.stat().st_size for part in parts for shard in part) > _COUNTED_BYTES:
+            return plan
+        rows = [_rows(part, "", NullProgress()).labels for part in parts]
+        counts = [len(labels) for labels in rows]
+        if isinstance(test, float):
+            cut = round(counts[0] * test)
+            counts = [counts[0] - cut, cut]
+        return replace(plan, classes=plan.classes or int(rows[0].max()) + 1, train=counts[0], test=counts[1])
 
     def _train_shards(self) -> list[Path]:
         config: WebDatasetConfig = self.config

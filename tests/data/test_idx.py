@@ -6,6 +6,7 @@ import pytest
 
 from distill.data import config_class, open_source, plan
 from distill.errors import DamagedDataError, InputError, UnsafeFileError
+from distill.progress import NullProgress
 
 N = 30
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 5, 4), dtype=np.uint8)
@@ -51,6 +52,9 @@ def test_every_spelling_gives_the_arrays(folder, progress):
 def test_plan_reads_headers(folder):
     planned = plan(config_class("idx")(folder=str(folder)))
     assert (planned.image_shape, planned.train, planned.test) == ((1, 5, 4), N, 6)
+    assert planned.classes == len(
+        open_source(config_class("idx")(folder=str(folder)), seed=0, progress=NullProgress()).classes
+    )
 
 
 def test_explicit_paths_and_names(tmp_path, write_idx, progress):

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.data import config_class, open_source, plan, shards
+from distill.data import config_class, open_source, plan, shards, webdataset
 from distill.data.shards import read_samples
 from distill.errors import DamagedDataError, DistillError, InputError, UnsafeFileError
+from distill.progress import NullProgress
 
 
 @pytest.fixture
@@ -110,7 +111,18 @@ def test_no_folder_and_no_match(progress, tmp_path):
         open_shards(progress, train=[str(tmp_path / "*.tar")], test=0.5)
 
 
-def test_plan_looks_at_the_first_sample(folder):
+def test_plan_counts_small_shards(folder):
+    planned = plan(config_class("webdataset")(folder=str(folder), class_names=["a", "b", "c"]))
+    source = open_shards(NullProgress(), folder=str(folder), class_names=["a", "b", "c"])
+    trained = len(source.train) + len(source.valid)
+    assert (planned.classes, planned.image_shape) == (3, (3, 6, 6))
+    assert (planned.train, planned.test) == (trained, len(source.test))
+    capped = plan(config_class("webdataset")(folder=str(folder), cap=2))
+    assert (capped.classes, capped.train) == (3, 6)
+
+
+def test_plan_of_large_shards_looks_at_the_first_sample(folder, monkeypatch):
+    monkeypatch.setattr(webdataset, "_COUNTED_BYTES", 0)
     planned = plan(config_class("webdataset")(folder=str(folder), cap=2, class_names=["a", "b", "c"]))
     assert (planned.classes, planned.image_shape, planned.train, planned.test) == (3, (3, 6, 6), 6, None)
     unknown = plan(config_class("webdataset")(folder=str(folder)))
