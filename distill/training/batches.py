@@ -108,7 +108,9 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch; the last may be short."""
-        orders = [counter_permutation(seed, number, self.samples, device=self.device) for seed in self.order_seeds]
+        orders = [
+            counter_permutation(seed, number, self.samples, device=self.device) for seed in self.order_seeds
+        ]
         order = torch.stack(orders)  # (K, n)
         for start in range(0, self.samples, self.config.batch_size):
             yield self._batch(number, order[:, start : start + self.config.batch_size])
@@ -196,8 +198,9 @@ class _OnDevice:
 
 def _device_pools(jobs: Sequence[Job], device: torch.device) -> dict[Pool, _OnDevice]:
     """Each distinct pool once, with its targets in the form that the loss takes."""
+    config, classes = jobs[0].config, jobs[0].classes
     return {
-        pool: _OnDevice(DeviceImages(pool, device), _loss_targets(pool.targets, jobs[0].config, jobs[0].classes).to(device))
+        pool: _OnDevice(DeviceImages(pool, device), _loss_targets(pool.targets, config, classes).to(device))
         for pool in dict.fromkeys(job.pool for job in jobs)
     }
 

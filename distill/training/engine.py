@@ -19,6 +19,7 @@ import torch
 
 from distill.contracts import Progress
 from distill.errors import InputError, MemoryExhaustedError
+from distill.models.torchvision_models import TorchvisionConfig
 from distill.training.config import Precision
 from distill.training.job import Job, Trained
 from distill.training.loop import train
@@ -155,11 +156,16 @@ class Engine:
 
 
 def stackable(jobs: Sequence[Job]) -> list[list[int]]:
-    """Numbers of the jobs, grouped so that each group can be trained as one stack."""
+    """Numbers of the jobs, grouped so that each group can be trained as one stack.
+
+    torchvision's networks are trained one by one: many hold dropout, whose draws in a stack would not be those of a
+    network alone.
+    """
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, job in enumerate(jobs):
         soft = job.pool.targets.is_floating_point()
-        key = (job.model, job.classes, job.config, job.samples, job.pool.image_shape, soft, id(job.test))
+        alike = (job.model, job.classes, job.config, job.samples, job.pool.image_shape, soft, id(job.test))
+        key = (*alike, number) if isinstance(job.model, TorchvisionConfig) else alike
         groups.setdefault(key, []).append(number)
     return list(groups.values())
 
@@ -169,7 +175,7 @@ def worker_count() -> int:
     text = os.environ.get("DISTILL_WORKERS")
     if text is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise InputError(
             "the number of workers is no number",
             where="environment variable DISTILL_WORKERS",

@@ -83,7 +83,8 @@ class Trained:
         loss: mean training loss of the last epoch.
         accuracy: share of the test pool it classifies rightly, None where there was none.
         seconds: wall time of its training and testing; of the whole stack where K were trained at once.
-        peak_bytes: greatest memory of the process (CPU) or allocator (GPU) that trained it.
+        peak_bytes: greatest memory, since the measured stage began, of the process (CPU) or allocator (GPU) that
+            trained it.
         state: name -> tensor on the host, empty unless the job kept it.
     """
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.errors import NonFiniteError
+from distill.errors import InputError, NonFiniteError
 from distill.models import build
 from distill.randomness import derive_seed
 from distill.training.batches import Batches, DeviceImages
 from distill.training.config import TrainConfig
 from distill.training.job import Job, Pool, Trained
-from distill.training.memory import peak_bytes, reset_peak
+from distill.training.memory import peak_bytes
 from distill.training.networks import Networks, NetworkStack, SingleNetwork
 from distill.training.precision import autocast
 
@@ -47,32 +48,48 @@ def train(
 
     Raises:
         NonFiniteError: a loss became NaN or infinite.
+        InputError: batch norm was given a batch of one value a channel.
     """
     start = time.perf_counter()
-    reset_peak(device)
     networks = build_networks(jobs, device)
-    losses = _fit(networks, jobs, device=device, dtype=dtype, report=report)
+    with _seeded(derive_seed(jobs[0].seed, "layers"), device):
+        losses = _fit(networks, jobs, device=device, dtype=dtype, report=report)
     accuracies = _test(networks, jobs, device=device)
     states = networks.states() if any(job.keep_state for job in jobs) else [{} for _ in jobs]
     seconds, peak = time.perf_counter() - start, peak_bytes(device)
     return [
-        Trained(loss=loss, accuracy=accuracy, seconds=seconds, peak_bytes=peak, state=state if job.keep_state else {})
+        Trained(
+            loss=loss,
+            accuracy=accuracy,
+            seconds=seconds,
+            peak_bytes=peak,
+            state=state if job.keep_state else {},
+        )
         for job, loss, accuracy, state in zip(jobs, losses, accuracies, states, strict=True)
     ]
 
 
 def build_networks(jobs: Sequence[Job], device: torch.device) -> Networks:
     """The networks of `jobs` with their initial weights."""
-    modules = [
-        build(
-            job.model,
-            image_shape=job.pool.image_shape,
-            classes=job.classes,
-            seed=derive_seed(job.seed, "init"),
-        )
-        for job in jobs
-    ]
+    modules = [initial_network(job) for job in jobs]
     return SingleNetwork(modules[0], device) if len(modules) == 1 else NetworkStack(modules, device)
+
+
+def initial_network(job: Job) -> nn.Module:
+    """The network of `job` before its first step, on the host."""
+    seed = derive_seed(job.seed, "init")
+    return build(job.model, image_shape=job.pool.image_shape, classes=job.classes, seed=seed)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Layers that draw from torch's global generators (dropout) draw by `seed`; the generators are put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _fit(
@@ -94,9 +111,10 @@ def _fit(
         total.zero_()
         for batch in batches.epoch(epoch):
             set_learning_rate(optimizer, config, step / steps_per_epoch)
-            with autocast(device, dtype):
+            with autocast(device, dtype), _batch_norm_errors(jobs[0]):
                 logits = networks(batch.images)  # (K, B, C)
-            losses = network_losses(logits.float(), batch.targets, config, temperature=batches.temperature)  # (K,)
+            logits = logits.float()
+            losses = network_losses(logits, batch.targets, config, temperature=batches.temperature)  # (K,)
             optimizer.zero_grad(set_to_none=True)
             losses.sum().backward()
             optimizer.step()
@@ -105,6 +123,20 @@ def _fit(
         _refuse_non_finite(total, jobs, epoch)
         report(steps_per_epoch * len(jobs))
     return (total / steps_per_epoch).tolist()
+
+
+@contextmanager
+def _batch_norm_errors(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"batch norm cannot normalise a batch of one image in training {job.label}",
+            found=f"{job.samples} images in batches of {job.config.batch_size}",
+            fix="change batch_size, so that the last batch holds more than one image, or use another network",
+        ) from error
 
 
 def _refuse_non_finite(losses: Tensor, jobs: Sequence[Job], epoch: int) -> None:

@@ -15,6 +15,9 @@ from distill.errors import MemoryExhaustedError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = (1 << 31) - 1
 
+# How torch's CPU allocator, CUDA, and cuDNN and cuBLAS (which wrap it in their own errors) say it.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+
 
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed memory instead of returning it to the system at once.
@@ -61,6 +64,6 @@ def memory_errors(doing: str, *, fix: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryExhaustedError(f"out of memory while {doing}", fix=fix) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+        if not any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise
         raise MemoryExhaustedError(f"out of memory while {doing}", fix=fix) from error

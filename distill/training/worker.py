@@ -1,7 +1,7 @@
 """A worker process: reads jobs from standard input, trains them, writes results to standard output.
 
-Started by `distill.training.workers`. It ends when its input ends, even in the middle of a job, so that nothing
-outlives a parent that was killed; Ctrl-C is left to the parent.
+Started by `distill.training.workers`. It ends, without a word, when its input ends or nobody reads its output any more,
+even in the middle of a job, so that nothing outlives a parent that was killed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import torch
 from distill.errors import DistillError
 from distill.training.job import Pool
 from distill.training.loop import train
-from distill.training.memory import keep_freed_memory, memory_errors
+from distill.training.memory import keep_freed_memory, memory_errors, reset_peak
 from distill.training.workers import load_pool, read_frame, write_frame
 
 _CPU = torch.device("cpu")
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     keep_freed_memory()
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a stray print must not reach the frames
@@ -55,6 +56,7 @@ def _answer(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes])
 
 
 def _train(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes]) -> Any:
+    reset_peak(_CPU)
     torch.set_num_threads(message["threads"])
     job, files = message["job"], message["files"]
     job = replace(job, pool=_pool(files["pool"], pools), test=_pool(files["test"], pools))
@@ -74,7 +76,3 @@ def _pool(stem: str | None, pools: dict[str, Pool]) -> Pool | None:
     if stem not in pools:
         pools[stem] = load_pool(stem)
     return pools[stem]
-
-
-if __name__ == "__main__":
-    main()

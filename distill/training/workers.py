@@ -1,8 +1,8 @@
 """Worker processes for a CPU: each trains one network at a time on a share of the cores.
 
-A worker is `python -m distill.training.worker`, spoken to over its standard input and output in frames (length, then
-pickle; both ends are this program). A fresh interpreter, rather than a fork, is safe beside this process's threads
-and lets a user's script be without `if __name__ == "__main__"`. Pools travel through memory-mapped files, once.
+A worker runs `distill.training.worker`, spoken to over its standard input and output in frames (length, then pickle;
+both ends are this program). A fresh interpreter, rather than a fork, is safe beside this process's threads and lets a
+user's script be without `if __name__ == "__main__"`. Pools travel through memory-mapped files, once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-import distill
 from distill.contracts import Preprocessing
 from distill.errors import DistillError, MemoryExhaustedError
+from distill.files import disk_errors
 from distill.training.job import Job, Pool, Trained
 
 _LENGTH = struct.Struct("<Q")
+
+# A worker imports from where this process does: `-m` would put the working directory, and whatever lies there, first.
+_START = "import sys; sys.path[:] = sys.argv[1:]; from distill.training.worker import main; main()"
 
 
 def write_frame(stream: IO[bytes], message: Any) -> None:
@@ -74,6 +77,8 @@ class WorkerPool:
         done: Callable[[int, Trained], None],
     ) -> list[Trained]:
         """Train every job, the longest first; `report` hears of steps, `done` of results. Returns them in order."""
+        if not jobs:
+            return []
         waiting = sorted(range(len(jobs)), key=lambda number: jobs[number].steps)
         busy = min(self.count, len(jobs))
         threads = max(1, self.count // busy)
@@ -163,10 +168,13 @@ class _Worker:
         self.label = ""
         self._events = events
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "distill.training.worker"],
+            [sys.executable, "-c", _START, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment(),
+            # No threads before it is told how many.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            # A group of its own: Ctrl-C is heard by this process alone, which then ends the worker.
+            process_group=0,
         )
         threading.Thread(target=self._read, args=(events,), daemon=True).start()
 
@@ -194,18 +202,12 @@ class _Worker:
                     stream.close()
 
 
-def _environment() -> dict[str, str]:
-    """The worker's environment: it finds this very package, and starts no threads of its own before it is told."""
-    root = str(Path(distill.__file__).parent.parent)
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
 def save_pool(pool: Pool, stem: str) -> None:
     """Write a pool as STEM.images.npy, STEM.targets.npy and STEM.pre (its preprocessing)."""
-    np.save(f"{stem}.images.npy", pool.images.numpy())
-    np.save(f"{stem}.targets.npy", pool.targets.numpy())
-    Path(f"{stem}.pre").write_bytes(pickle.dumps(pool.preprocessing))
+    with disk_errors(Path(stem)):
+        np.save(f"{stem}.images.npy", pool.images.numpy())
+        np.save(f"{stem}.targets.npy", pool.targets.numpy())
+        Path(f"{stem}.pre").write_bytes(pickle.dumps(pool.preprocessing))
 
 
 def load_pool(stem: str) -> Pool:
