@@ -11,23 +11,22 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, PlainSerializer, ValidationError, WithJsonSchema
-from torch import nn
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError, WithJsonSchema
 
 from distill.errors import InputError
 from distill.models.alexnet import AlexNetConfig
+from distill.models.base import Classifier, ModelConfig
 from distill.models.convnet import ConvNetConfig
 from distill.models.mlp import MLPConfig
 from distill.models.resnet import ResNet18Config
 from distill.models.torchvision_models import PREFIX, TorchvisionConfig
 from distill.models.vgg import VGG11Config
 from distill.randomness import derive_seed
+from distill.recipe_problems import refuse
 from distill.registry import MODELS, nearest
 from distill.training.config import Strict
 
-ModelConfig = ConvNetConfig | MLPConfig | ResNet18Config | AlexNetConfig | VGG11Config | TorchvisionConfig
-
-MODEL_CONFIGS: dict[str, type[Strict]] = {
+MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
     "convnet": ConvNetConfig,
     "mlp": MLPConfig,
     "resnet18": ResNet18Config,
@@ -37,73 +36,73 @@ MODEL_CONFIGS: dict[str, type[Strict]] = {
 }
 assert MODEL_CONFIGS.keys() == MODELS.keys()
 
+_PLAIN_NAMES = [name for name in MODEL_CONFIGS if name != "torchvision"]
+_ALLOWED = ", ".join([*_PLAIN_NAMES, f"{PREFIX}NAME"])
 
-def model_config(value: str | Mapping[str, Any]) -> Any:
+
+def model_config(value: str | Mapping[str, Any]) -> ModelConfig:
     """The configuration that a recipe's `convnet` or `{name: convnet, ...}` means.
 
     Raises:
-        InputError: an unknown name; its `__cause__` is a pydantic ValidationError where options are wrong.
+        InputError: an unknown name, or wrong options; the `__cause__` is then a pydantic ValidationError with all.
     """
-    options = {"name": value} if isinstance(value, str) else dict(value)
+    options = _options(value)
+    config = _config_class(options)
     try:
-        return _config_class(options).model_validate(options)
+        return config.model_validate(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{options['name']}: {'.'.join(map(str, first['loc']))}: {first['msg']}", found=repr(first["input"])
-        ) from error
+        told = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise InputError(f"{options['name']}: {'; '.join(told)}") from error
 
 
-def _config_class(options: Mapping[str, Any]) -> type[Strict]:
-    name = options.get("name")
-    if name is None:
-        raise InputError("the model has no name", allowed=_ALLOWED)
-    if str(name).startswith(PREFIX):
-        return TorchvisionConfig
-    if name not in MODEL_CONFIGS or name == "torchvision":
-        close = nearest(str(name), MODEL_CONFIGS)
+def _options(value: Any) -> dict[str, Any]:
+    """A name, or a mapping, as a mapping."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
         raise InputError(
-            f"unknown model {str(name)!r}",
-            found=str(name),
-            allowed=_ALLOWED,
-            fix=f"did you mean {close!r}?" if close else None,
+            "not a model", found=repr(value), allowed=f"{_ALLOWED}, or a mapping of name and options"
         )
-    return MODEL_CONFIGS[name]
+    return dict(value)
 
 
-_ALLOWED = ", ".join([*(name for name in MODEL_CONFIGS if name != "torchvision"), f"{PREFIX}NAME"])
+def _config_class(options: Mapping[str, Any]) -> type[ModelConfig]:
+    if "name" not in options:
+        raise InputError("the model has no name", allowed=f"name: {_ALLOWED}")
+    name = options["name"]
+    if not isinstance(name, str):
+        raise InputError("the model's name is not text", found=repr(name), allowed=_ALLOWED)
+    if name.startswith(PREFIX):
+        return TorchvisionConfig
+    if name in _PLAIN_NAMES:
+        return MODEL_CONFIGS[name]
+    close = f"{PREFIX}resnet18" if name == "torchvision" else nearest(name, _PLAIN_NAMES)
+    fix = f"did you mean {close!r}?" if close else None
+    raise InputError(f"unknown model {name!r}", found=name, allowed=_ALLOWED, fix=fix)
 
 
-def _read(value: Any) -> Any:
-    """Names and mappings become configurations; errors keep their places within the mapping."""
+def _read(value: Any) -> ModelConfig:
+    """Names and mappings become configurations; each error keeps its place within the mapping."""
     if isinstance(value, ModelConfig):
         return value
-    if not isinstance(value, str | Mapping):
-        raise ValueError(f"not a model; allowed: {_ALLOWED}")
-    options = {"name": value} if isinstance(value, str) else dict(value)
     try:
+        options = _options(value)
         config = _config_class(options)
     except InputError as error:
-        raise ValueError(error.what + (f"; {error.fix}" if error.fix else f"; allowed: {_ALLOWED}")) from error
+        refuse(error, value, *(("name",) if isinstance(value, Mapping) and "name" in value else ()))
     return config.model_validate(options)
 
 
 def _schema() -> dict[str, Any]:
-    names = [name for name in MODEL_CONFIGS if name != "torchvision"]
     forms = [config.model_json_schema() for config in MODEL_CONFIGS.values()]
-    return {"anyOf": [{"enum": names}, {"type": "string", "pattern": f"^{PREFIX}"}, *forms]}
+    return {"anyOf": [{"enum": _PLAIN_NAMES}, {"type": "string", "pattern": f"^{PREFIX}"}, *forms]}
 
 
-ModelSpec = Annotated[
-    Any,
-    BeforeValidator(_read),
-    PlainSerializer(lambda config: config.model_dump(mode="json")),
-    WithJsonSchema(_schema()),
-]
+ModelSpec = Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_read), WithJsonSchema(_schema())]
 """A field of a configuration that names a network, by name or as a mapping."""
 
 
-def build(config: Any, *, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+def build(config: Strict, *, image_shape: tuple[int, int, int], classes: int, seed: int) -> Classifier:
     """The network of a configuration.
 
     Args:
@@ -114,22 +113,25 @@ def build(config: Any, *, image_shape: tuple[int, int, int], classes: int, seed:
 
     Raises:
         InputError: images that the network cannot take, or weights for another network.
+        DamagedDataError: a weights file with another sha256 than asked for, or that cannot be read.
     """
+    assert isinstance(config, ModelConfig)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         return config.build(image_shape, classes)
 
 
-def describe(config: Any) -> str:
+def describe(config: Strict) -> str:
     """Short text that tells configurations apart, such as `convnet-w32`."""
+    assert isinstance(config, ModelConfig)
     return config.describe()
 
 
-def digest(module: nn.Module) -> str:
-    """sha256 (hex) over the network's definition and every tensor of its state."""
+def digest(module: torch.nn.Module) -> str:
+    """sha256 (hex) over the network's definition and every tensor of its state: name, dtype, shape and bytes."""
     result = hashlib.sha256(str(module).encode())
     for name, value in module.state_dict().items():
         tensor = value.detach().cpu().contiguous()
         result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        result.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        result.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return result.hexdigest()

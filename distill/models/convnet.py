@@ -13,15 +13,15 @@ from pydantic import Field
 from torch import nn
 
 from distill.errors import InputError
-from distill.models.base import Classifier, Norm, make_norm
+from distill.models.base import Classifier, ModelConfig, Norm, first_padding, make_norm, refuse_small
 from distill.models.norm import NormReluPool
-from distill.training.config import Strict
 
 
-class ConvNetConfig(Strict):
+class ConvNetConfig(ModelConfig):
     """Options of `convnet`.
 
-    `depth: null` halves the image down to 4 x 4, the field's habit: 3 for 28 and 32 px, 4 for 64, 5 for 128 (2 to 5).
+    `depth: null` halves the image down to about 4 x 4, the field's habit: 3 for 28 and 32 px, 4 for 64, 5 for 128
+    (2 to 5).
     """
 
     name: Literal["convnet"] = "convnet"
@@ -29,27 +29,19 @@ class ConvNetConfig(Strict):
     depth: Annotated[int, Field(ge=1, le=8)] | None = None
     norm: Norm = "instance"
 
-    def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """A network with fresh weights."""
-        channels, height, width = image_shape
-        depth = self.depth or default_depth(height, width)
-        # 28 px images are padded to 32 by the first convolution, as the field does, so that they halve evenly.
-        padding = 3 if (height, width) == (28, 28) else 1
-        sides = [side + 2 * (padding - 1) for side in (height, width)]
-        if min(sides) >> depth < 1:
-            raise InputError(
-                f"images of {height} x {width} px are too small for {depth} halvings",
-                found=f"depth {depth}",
-                allowed=f"depth 1 to {int(math.log2(min(sides)))}",
-                fix="lower depth, or leave it out",
-            )
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> Classifier:
+        refuse_small("convnet", image_shape, least=2)
+        padding, sides = first_padding(image_shape, kernel=3)
+        depth = default_depth(*image_shape[1:]) if self.depth is None else self.depth
+        _refuse_deep(depth, sides)
         layers: list[nn.Module] = []
+        channels = image_shape[0]
         for number in range(depth):
             layers.append(nn.Conv2d(channels, self.width, 3, padding=padding if number == 0 else 1))
             layers += _second_half(self.norm, self.width)
             channels = self.width
         features = self.width * (sides[0] >> depth) * (sides[1] >> depth)
-        return Classifier(nn.Sequential(*layers), features, classes)
+        return Classifier(nn.Sequential(*layers), nn.Linear(features, classes))
 
     def describe(self) -> str:
         depth = "" if self.depth is None else f"-d{self.depth}"
@@ -58,11 +50,23 @@ class ConvNetConfig(Strict):
 
 
 def default_depth(height: int, width: int) -> int:
-    """Halvings that leave about 4 x 4, between 2 and 5."""
+    """Halvings that leave about 4 x 4 of (H, W), between 2 and 5."""
     return min(max(math.ceil(math.log2(min(height, width))) - 2, 2), 5)
 
 
+def _refuse_deep(depth: int, sides: tuple[int, int]) -> None:
+    most = int(math.log2(min(sides)))
+    if depth > most:
+        raise InputError(
+            f"images of {sides[0]} x {sides[1]} px cannot be halved {depth} times by convnet",
+            found=f"depth {depth}",
+            allowed=f"depth 1 to {most}",
+            fix=f"set depth to {most} or less, or data.resize to {1 << depth} or more",
+        )
+
+
 def _second_half(norm: Norm, width: int) -> list[nn.Module]:
+    """What follows a convolution: (B, D, H, W) -> (B, D, H // 2, W // 2)."""
     if norm == "instance":
         return [NormReluPool(width)]
     return [make_norm(norm, width), nn.ReLU(inplace=True), nn.AvgPool2d(2)]

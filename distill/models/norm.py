@@ -2,17 +2,18 @@
 
     y = weight * (x - mean) / sqrt(var + eps) + bias,  mean and variance over H and W of each image and channel.
 
-torch's own backward in channels_last on a CPU takes six times its forward: measured on one thread at (100, 32, 32,
-32) in float32, forward 4.5 ms, backward 28 ms. Convolutions and pools are twice as fast in that layout, so the
-backward is written out here from sums over H*W, which that layout makes contiguous. With g = dL/dy,
-xhat = (x - mean) * rstd, and means over H*W:
+Convolutions and pooling on a CPU are about twice as fast in channels_last, but there torch's own backward of
+GroupNorm takes several times its forward. So it is written out here, from sums over H*W, which in that layout run
+along contiguous channels. With g = dL/dy, xhat = (x - mean) * rstd, and means over H*W:
 
     dL/dx = weight * rstd * (g - mean(g) - xhat * mean(g * xhat))
     dL/dweight = sum(g * xhat),  dL/dbias = sum(g)
 
-The same function takes ReLU and 2 x 2 average pooling along (the ConvNet's block): one pass instead of three.
+`NormReluPool` takes ReLU and 2 x 2 average pooling along, whose backward passes are then one.
+`python tools/bench/norm.py` prints the times of both beside torch's.
+
 Where the backward is itself differentiated (trajectory matching), it is computed through torch's own operations, so
-second derivatives are exact. Other layouts, other devices and torch.func transforms use torch's operations.
+second derivatives are exact. Other layouts, other devices and torch.func transforms use torch's operations throughout.
 """
 
 from __future__ import annotations
@@ -24,16 +25,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Of x and of weight; in bfloat16, sums are taken in float32.
+_FAST_DTYPES = {
+    (torch.float32, torch.float32),
+    (torch.float64, torch.float64),
+    (torch.bfloat16, torch.float32),
+}
+
 
 class InstanceNorm(nn.GroupNorm):
-    """Instance normalisation with affine parameters; same state dict as nn.GroupNorm(channels, channels)."""
+    """Instance normalisation with affine parameters; the same state dict as nn.GroupNorm(channels, channels)."""
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
         super().__init__(channels, channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, H, W)."""
-        if _is_fast(x):
+        if _is_fast(x, self.weight):
             return _Normalise.apply(x, self.weight, self.bias, self.eps)
         return super().forward(x)
 
@@ -44,25 +52,19 @@ class NormReluPool(InstanceNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, H // 2, W // 2)."""
         even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-        if even and _is_fast(x):
+        if even and _is_fast(x, self.weight):
             return _NormaliseReluPool.apply(x, self.weight, self.bias, self.eps)
-        return relu_pool(super().forward(x))
+        return F.avg_pool2d(F.relu(super().forward(x)), 2)
 
 
-def relu_pool(x: Tensor) -> Tensor:
-    """ReLU and 2 x 2 average pooling by torch's operations."""
-    return F.avg_pool2d(F.relu(x), 2)
-
-
-def _is_fast(x: Tensor) -> bool:
+def _is_fast(x: Tensor, weight: Tensor) -> bool:
     """Whether the hand-written backward applies, and is the faster one."""
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
+        and (x.dtype, weight.dtype) in _FAST_DTYPES
+        and not torch._C._are_functorch_transforms_active()  # first: vmap knows no channels_last
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -77,12 +79,11 @@ class _Normalise(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (*_differentiable_backward(_plain_norm, x, weight, bias, ctx.eps, grad), None)
-        flat_grad = grad.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2)
-        return (*_norm_backward(x, weight, mean, rstd, flat_grad), None)
+        return (*_norm_backward(x, weight, mean, rstd, _pixels_first(grad)), None)
 
 
 class _NormaliseReluPool(torch.autograd.Function):
@@ -97,16 +98,11 @@ class _NormaliseReluPool(torch.autograd.Function):
         return F.avg_pool2d(y, 2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd, y = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (*_differentiable_backward(_plain_block, x, weight, bias, ctx.eps, grad), None)
-        batch, channels, height, width = x.shape
-        # Each pixel of a 2 x 2 square gets a quarter of the square's gradient where its activation was positive.
-        squares = y.permute(0, 2, 3, 1).view(batch, height // 2, 2, width // 2, 2, channels)
-        quarter = (grad / 4).permute(0, 2, 3, 1)[:, :, None, :, None, :].expand_as(squares)
-        flat_grad = torch.ops.aten.threshold_backward(quarter, squares, 0).view(batch, height * width, channels)
-        return (*_norm_backward(x, weight, mean, rstd, flat_grad), None)
+        return (*_norm_backward(x, weight, mean, rstd, _relu_pool_backward(y, grad)), None)
 
 
 def _native(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,22 +111,42 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
     return torch.native_group_norm(x, weight, bias, batch, channels, height * width, channels, eps)
 
 
+def _pixels_first(x: Tensor) -> Tensor:
+    """(B, D, H, W) -> (B, H*W, D), a view where x is in channels_last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+
+
+def _relu_pool_backward(y: Tensor, grad: Tensor) -> Tensor:
+    """Gradient (B, H*W, D) before ReLU and pooling, from y (B, D, H, W) between them and grad (B, D, H / 2, W / 2).
+
+    Each pixel of a 2 x 2 square gets a quarter of the square's gradient where its activation is positive.
+    """
+    batch, channels, height, width = y.shape
+    quarter = (grad / 4).permute(0, 2, 3, 1)  # (B, H / 2, W / 2, D)
+    # Along W the gradient is written out twice, so that the product below runs over whole rows.
+    row = torch.stack((quarter, quarter), dim=3).reshape(batch, height // 2, 1, width * channels)
+    rows = y.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width * channels)
+    before = torch.ops.aten.threshold_backward(row.expand_as(rows), rows, 0)
+    return before.reshape(batch, height * width, channels)
+
+
 def _norm_backward(
     x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (B, D, H, W), weight (D,) and bias (D,) from that of the output, grad (B, H*W, D)."""
     batch, channels, height, width = x.shape
     pixels = height * width
-    flat = x.permute(0, 2, 3, 1).view(batch, pixels, channels)
+    grad = grad.to(mean.dtype)
+    flat = _pixels_first(x).to(mean.dtype)
     mean, rstd = mean.view(batch, 1, channels), rstd.view(batch, 1, channels)
     sum_g = grad.sum(dim=1, keepdim=True)  # (B, 1, D)
     sum_gx = (grad * flat).sum(dim=1, keepdim=True)
-    sum_ghat = (sum_gx - mean * sum_g) * rstd  # sum of g * xhat
+    sum_ghat = (sum_gx - mean * sum_g) * rstd  # sum of g * xhat, without writing xhat out
     # dL/dx = a g + b x + c
     a = rstd * weight
     b = -a * rstd * sum_ghat / pixels
     c = -a * sum_g / pixels - b * mean
-    grad_x = torch.addcmul(c, grad, a).addcmul_(flat, b)
+    grad_x = torch.addcmul(c, grad, a).addcmul_(flat, b).to(x.dtype)
     grad_x = grad_x.view(batch, height, width, channels).permute(0, 3, 1, 2)
     return grad_x, sum_ghat.sum(dim=(0, 1)), sum_g.sum(dim=(0, 1))
 
@@ -140,7 +156,7 @@ def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def _plain_block(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return relu_pool(_plain_norm(x, weight, bias, eps))
+    return F.avg_pool2d(F.relu(_plain_norm(x, weight, bias, eps)), 2)
 
 
 def _differentiable_backward(
@@ -152,6 +168,10 @@ def _differentiable_backward(
     grad: Tensor,
 ) -> tuple[Tensor, ...]:
     """The backward of `function` through torch's operations, for second derivatives."""
-    inputs = [tensor if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
-    y = function(*inputs, eps)  # type: ignore[call-arg, arg-type]
-    return torch.autograd.grad(y, inputs, grad, create_graph=True)
+    # Views cut the graph here: were weight computed from x, its part must not be counted in x's gradient.
+    x, weight, bias = (
+        each.view_as(each) if each.requires_grad else each.detach().requires_grad_()
+        for each in (x, weight, bias)
+    )
+    y = function(x, weight, bias, eps)
+    return torch.autograd.grad(y, (x, weight, bias), grad, create_graph=True)

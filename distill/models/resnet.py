@@ -11,20 +11,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.models.base import Classifier, Norm, make_norm, refuse_small
-from distill.training.config import Strict
+from distill.models.base import Classifier, ModelConfig, Norm, make_norm, refuse_small
 
 
-class ResNet18Config(Strict):
+class ResNet18Config(ModelConfig):
     """Options of `resnet18`: `width` channels in the first stage, doubled in each of the three that follow."""
 
     name: Literal["resnet18"] = "resnet18"
     width: Annotated[int, Field(ge=1)] = 64
     norm: Norm = "batch"
 
-    def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """A network with fresh weights."""
-        refuse_small("resnet18", image_shape, least=8, fix="set data.resize")
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> Classifier:
+        # The last stage sees an eighth of the image; one pixel normalised by itself is a constant.
+        refuse_small(self.describe(), image_shape, least=9 if self.norm == "instance" else 1)
         layers: list[nn.Module] = [
             nn.Conv2d(image_shape[0], self.width, 3, padding=1, bias=False),
             make_norm(self.norm, self.width),
@@ -39,7 +38,7 @@ class ResNet18Config(Strict):
             ]
             channels = width
         layers.append(nn.AdaptiveAvgPool2d(1))
-        return Classifier(nn.Sequential(*layers), channels, classes)
+        return Classifier(nn.Sequential(*layers), nn.Linear(channels, classes))
 
     def describe(self) -> str:
         width = "" if self.width == 64 else f"-w{self.width}"
@@ -47,7 +46,13 @@ class ResNet18Config(Strict):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with a skip connection; (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+    """Two 3x3 convolutions with a skip connection; (B, inputs, H, W) -> (B, outputs, H / stride, W / stride).
+
+    Args:
+        inputs, outputs: channels.
+        stride: of the first convolution, and of the 1x1 convolution that the skip then needs.
+        norm: after each convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -62,5 +67,6 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.skip(x))

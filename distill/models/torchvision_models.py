@@ -1,27 +1,32 @@
 """Any torchvision classifier as `torchvision/NAME`, with weights from a local file.
 
-The network's last linear layer becomes the classifier and what goes into it the features. Without weights that
-layer is made for the data's classes; with weights the class counts must agree.
+The network's last linear layer becomes the classifier and what goes into it the features. Without weights that layer
+is made anew for the data's classes; with weights the class counts must agree. Auxiliary heads are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from distill.errors import DamagedDataError, InputError, missing_extra
+from distill.models.base import Classifier, ModelConfig
 from distill.registry import nearest
-from distill.training.config import Strict
 
 PREFIX = "torchvision/"
 
+# What the networks with auxiliary heads call them.
+_AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
-class TorchvisionConfig(Strict):
+
+class TorchvisionConfig(ModelConfig):
     """Options of `torchvision/NAME`.
 
     `weights` is a safetensors file or a state dict (loaded with weights_only), checked against `sha256` where given.
@@ -29,162 +34,205 @@ class TorchvisionConfig(Strict):
     """
 
     name: Annotated[str, Field(pattern=f"^{PREFIX}.+")]
-    weights: str | None = None
+    weights: Annotated[str, Field(min_length=1)] | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
-    def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """The network, with the file's weights where one is named."""
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = [PREFIX + each for each in _classifiers()]
+        if name not in known:
+            close = nearest(name, known)
+            hint = f"did you mean {close!r}?" if close else f"it has {', '.join(known)}"
+            raise ValueError(f"torchvision has no classifier {name.removeprefix(PREFIX)!r}; {hint}")
+        return name
+
+    @model_validator(mode="after")
+    def _sha256_of_something(self) -> Self:
+        if self.sha256 is not None and self.weights is None:
+            raise ValueError("sha256 is given, but no weights")
+        return self
+
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> Classifier:
         if image_shape[0] != 3:
             raise InputError(
                 f"{self.name} takes RGB images",
-                found=f"{image_shape[0]} channel",
+                found=f"{image_shape[0]} channel{'s' if image_shape[0] != 1 else ''}",
                 allowed="3 channels",
                 fix="set data.channels to rgb",
             )
-        state = None if self.weights is None else load_state(Path(self.weights), self.sha256)
-        network = TorchvisionClassifier(_make(self.name), classes, keep_classifier=state is not None)
+        state = None if self.weights is None else load_state(Path(self.weights), sha256=self.sha256)
+        module = _make(self.name.removeprefix(PREFIX), weighted=state is not None)
+        path = _last_linear(module, self.name)
+        _fit_head(module, path, classes)
         if state is not None:
-            _load(network, state, classes, where=str(self.weights))
+            _load(module, state, head=path, where=str(self.weights))
+        network = _split(module, path)
+        _refuse_size(network, image_shape, self.name)
         return network
 
     def describe(self) -> str:
         return self.name if self.weights is None else f"{self.name} ({Path(self.weights).name})"
 
 
-class TorchvisionClassifier(nn.Module):
-    """A torchvision network whose last linear layer is `classifier`.
-
-    Args:
-        network: the whole network.
-        classes: C.
-        keep_classifier: whether the last layer stays as it is, for weights to be loaded into.
-    """
-
-    def __init__(self, network: nn.Module, classes: int, *, keep_classifier: bool) -> None:
-        super().__init__()
-        path = _last_linear(network)
-        parent = network.get_submodule(path.rpartition(".")[0])
-        last = getattr(parent, path.rpartition(".")[2])
-        if not keep_classifier:
-            last = nn.Linear(last.in_features, classes, bias=last.bias is not None)
-        setattr(parent, path.rpartition(".")[2], nn.Identity())
-        self.body = network
-        self.classifier = last
-        self.path = path
-
-    def features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D)."""
-        y = self.body(x)
-        # Networks with auxiliary heads return them beside the logits while training.
-        return y if isinstance(y, Tensor) else y[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, C)."""
-        return self.classifier(self.features(x))
-
-
-def _make(name: str) -> nn.Module:
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    short = name.removeprefix(PREFIX)
-    if short not in known:
-        close = nearest(short, known)
-        raise InputError(
-            f"torchvision has no classifier {short!r}",
-            found=name,
-            allowed="a name in torchvision.models.list_models(module=torchvision.models)",
-            fix=f"did you mean {PREFIX + close!r}?" if close else None,
-        )
-    # Some networks would otherwise draw their weights with SciPy, slowly, and warn.
-    options = {"init_weights": True} if short in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(short, weights=None, **options)
-
-
-def _last_linear(network: nn.Module) -> str:
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise InputError(
-            f"{type(network).__name__} ends in no linear layer, so it has no features to speak of",
-            fix="use another network",
-        )
-    return names[-1]
-
-
-def load_state(path: Path, sha256: str | None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a state dict, which is never unpickled beyond tensors.
+def load_state(path: Path, *, sha256: str | None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a state dict, of which nothing but tensors is unpickled.
 
     Raises:
-        InputError: no such file, or not a mapping of tensors.
-        DamagedDataError: another sha256 than asked for.
+        InputError: no such file, or no mapping from names to tensors.
+        DamagedDataError: another sha256 than asked for, or a file that cannot be read.
     """
-    if not path.is_file():
-        raise InputError("there is no such weights file", where=str(path), fix="correct weights")
-    if sha256 is not None:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != sha256:
-            raise DamagedDataError(
-                "the weights have another sha256 than the recipe says",
-                where=str(path),
-                found=found,
-                allowed=sha256,
-                fix="get the file again, or correct sha256 if you trust this file",
-            )
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(
-            "the weights file holds no state dict", where=str(path), allowed="a mapping from names to tensors"
-        )
-    return state
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        from safetensors.torch import load_file
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            "cannot read the weights file",
+            where=str(path),
+            found=error.strerror,
+            fix="correct weights in the model's options; a relative path starts at the current folder",
+        ) from error
+    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise DamagedDataError(
+            "the weights have another sha256 than asked for",
+            where=str(path),
+            found=found,
+            allowed=sha256,
+            fix="get the file again, or correct sha256 if you trust this file",
+        )
+    state = _read_safetensors(data, path) if path.suffix == ".safetensors" else _read_torch(data, path)
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(
+            "the weights file holds no state dict",
+            where=str(path),
+            allowed="a mapping from names to tensors",
+            fix="save the network's state_dict()",
+        )
+    return dict(state)
+
+
+def _read_safetensors(data: bytes, path: Path) -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
     except ImportError:
         raise missing_extra("safetensors", "weights", purpose=f"reading {path.name}") from None
     try:
-        return load_file(path)
-    except Exception as error:  # its errors share no base class
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
         raise DamagedDataError("not a safetensors file", where=str(path), found=str(error)) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(data: bytes, path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises what it likes
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken or hostile pickle raises what it likes
         raise DamagedDataError(
-            "not a state dict that can be loaded with weights_only",
+            "not a state dict that torch can load with weights_only",
             where=str(path),
-            found=str(error).splitlines()[0],
+            found=(str(error) or type(error).__name__).splitlines()[0],
             fix="save the network's state_dict() anew, best as safetensors",
         ) from error
 
 
-def _load(network: TorchvisionClassifier, state: dict[str, Tensor], classes: int, *, where: str) -> None:
-    path = network.path
-    state = {
-        name.replace(path, "classifier", 1) if name.startswith(path + ".") else f"body.{name}": value
-        for name, value in state.items()
-    }
-    weight = state.get("classifier.weight")
-    if weight is not None and len(weight) != classes:
+def _classifiers() -> list[str]:
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _make(name: str, *, weighted: bool) -> nn.Module:
+    """The torchvision network, its weights random; prepared for torchvision's own weights where `weighted`."""
+    import torchvision
+
+    options: dict[str, Any] = {}
+    if name in _AUXILIARY:
+        # `transform_input` undoes ImageNet's mean and std, which torchvision's weights of these networks expect.
+        options = {"aux_logits": False, "init_weights": not weighted, "transform_input": weighted}
+    return torchvision.models.get_model(name, weights=None, **options)
+
+
+def _last_linear(module: nn.Module, name: str) -> str:
+    """The path of the last linear layer."""
+    paths = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+    if not paths:
+        raise InputError(
+            f"{name} has no final linear layer, which features and classifier are told apart by",
+            fix="use another network, such as torchvision/resnet18",
+        )
+    return paths[-1]
+
+
+def _fit_head(module: nn.Module, path: str, classes: int) -> None:
+    """Make the linear layer at `path` anew where it has another number of outputs than C."""
+    last = module.get_submodule(path)
+    assert isinstance(last, nn.Linear)
+    if last.out_features != classes:
+        module.set_submodule(path, nn.Linear(last.in_features, classes, bias=last.bias is not None))
+
+
+def _split(module: nn.Module, path: str) -> Classifier:
+    """Take the linear layer at `path` out of the network, as its classifier."""
+    last = module.get_submodule(path)
+    assert isinstance(last, nn.Linear)
+    module.set_submodule(path, nn.Identity())
+    return Classifier(module, last)
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], *, head: str, where: str) -> None:
+    """Load the file's tensors, once every name and shape is as it should be."""
+    heads = tuple(prefix for prefixes in _AUXILIARY.values() for prefix in prefixes)
+    state = {name: value for name, value in state.items() if not name.startswith(heads)}
+    wanted = module.state_dict()
+    last = f"{head}.weight"
+    if (
+        last in state
+        and state[last].shape[1:] == wanted[last].shape[1:]
+        and len(state[last]) != len(wanted[last])
+    ):
         raise InputError(
             "the weights are for another number of classes",
             where=where,
-            found=f"{len(weight)} classes",
-            allowed=f"{classes}, the data's",
+            found=f"{len(state[last])} classes",
+            allowed=f"{len(wanted[last])}, the data's",
             fix="use weights trained on these classes, or leave weights out",
         )
-    wanted = network.state_dict()
-    wrong = sorted(set(wanted) ^ set(state)) + sorted(
-        name for name in set(wanted) & set(state) if wanted[name].shape != state[name].shape
-    )
+    wrong = _differences(state, wanted)
     if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
             "the weights are for another network",
             where=where,
-            found=f"{len(wrong)} names or shapes differ, such as {', '.join(wrong[:3])}",
+            found="; ".join(wrong[:3]) + more,
             fix="name the network that these weights belong to",
         )
-    network.load_state_dict(state)
+    module.load_state_dict(state)
+
+
+def _differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What is missing from a state, what it has too much of, and what has another shape, in words."""
+    return [
+        *(f"{name} is missing" for name in wanted if name not in state),
+        *(f"{name} is unknown" for name in state if name not in wanted),
+        *(
+            f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in state and state[name].shape != value.shape
+        ),
+    ]
+
+
+@torch.no_grad()
+def _refuse_size(network: Classifier, image_shape: tuple[int, int, int], name: str) -> None:
+    """Try one black image: what sizes a network takes is written nowhere else."""
+    network.eval()
+    try:
+        network(torch.zeros(1, *image_shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"{name} cannot take images of {image_shape[1]} x {image_shape[2]} px",
+            found=(str(error) or type(error).__name__).splitlines()[0],
+            fix="set data.resize, to 224 for most networks of torchvision",
+        ) from error
+    network.train()
