@@ -82,6 +82,7 @@ def with_torch_norm(module: nn.Module) -> nn.Module:
 
 def once(module: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[float, float]:
     """Milliseconds of one forward and one backward pass."""
+    inputs.grad = None  # or adding to it would be timed too
     start = time.perf_counter()
     y = module(inputs)
     between = time.perf_counter()
