@@ -32,6 +32,10 @@ _FAST_DTYPES = {
     (torch.bfloat16, torch.float32),
 }
 
+# Below this many pixels torch's forward in channels_last takes another way, which is the slower one by far: (100, 32,
+# 28, 28) takes it 19.8 ms and the passes written out here 6.0 ms, on one thread; at 32 x 32 it is 3.0 and 9.1 ms.
+_NATIVE_PIXELS = 1024
+
 
 class InstanceNorm(nn.GroupNorm):
     """Instance normalisation with affine parameters; the same state dict as nn.GroupNorm(channels, channels)."""
@@ -73,7 +77,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        y, mean, rstd = _native(x, weight, bias, eps)
+        y, mean, rstd = _forward(x, weight, bias, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.eps = eps
         return y
@@ -91,7 +95,7 @@ class _NormaliseReluPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        y, mean, rstd = _native(x, weight, bias, eps)
+        y, mean, rstd = _forward(x, weight, bias, eps)
         y = y.relu_()
         ctx.save_for_backward(x, weight, bias, mean, rstd, y)
         ctx.eps = eps
@@ -105,10 +109,18 @@ class _NormaliseReluPool(torch.autograd.Function):
         return (*_norm_backward(x, weight, mean, rstd, _relu_pool_backward(y, grad)), None)
 
 
-def _native(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised x in channels_last, and mean and 1 / std (B, D)."""
     batch, channels, height, width = x.shape
-    return torch.native_group_norm(x, weight, bias, batch, channels, height * width, channels, eps)
+    pixels = height * width
+    if pixels >= _NATIVE_PIXELS:
+        return torch.native_group_norm(x, weight, bias, batch, channels, pixels, channels, eps)
+    flat = _pixels_first(x).to(weight.dtype)
+    mean = flat.mean(dim=1, keepdim=True)  # (B, 1, D)
+    centred = flat - mean
+    rstd = ((centred * centred).mean(dim=1, keepdim=True) + eps).rsqrt_()
+    y = torch.addcmul(bias, centred, rstd * weight).to(x.dtype)
+    return y.view(batch, height, width, channels).permute(0, 3, 1, 2), mean, rstd
 
 
 def _pixels_first(x: Tensor) -> Tensor:
