@@ -150,13 +150,14 @@ def _refuse_non_finite(losses: Tensor, jobs: Sequence[Job], epoch: int) -> None:
 
 
 def make_optimizer(parameters: list[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
-    """Plain SGD with momentum, or AdamW (momentum is its first beta)."""
+    """Plain SGD with momentum, or AdamW (momentum is its first beta); one kernel a step for all parameters."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
+    betas = (config.momentum, 0.999)
     return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay
+        parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True
     )
 
 
