@@ -129,8 +129,8 @@ def test_an_interrupted_run_goes_on(
 
 
 def _steps(recipe: Path) -> list[Method]:
-    from distill.recipe import load_recipe
     from distill.pipeline import make_steps
+    from distill.recipe import load_recipe
 
     return make_steps(load_recipe(str(recipe)).recipe)
 
