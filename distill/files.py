@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from distill.errors import InputError
 
 PARTIAL = ".partial"
+_STALE_SECONDS = 3600.0
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -43,6 +45,14 @@ def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
         partial.write_bytes(data)
 
     write_atomically(path, write)
+
+
+def remove_stale_partials(folder: Path) -> None:
+    """Remove temporary files that killed runs left in `folder`; younger ones may be another process's work."""
+    for partial in folder.glob(f".*{PARTIAL}"):
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
+                partial.unlink()
 
 
 def sync(path: Path) -> None:

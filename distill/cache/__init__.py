@@ -137,7 +137,8 @@ class Cache:
                 for span in missing:
                     values = dict(zip(("features", "logits"), forward.rows(split, span), strict=True))
                     for kind, folder in folders.items():
-                        present[kind][span] = folder.write(span, values[kind])
+                        if span not in present[kind]:
+                            present[kind][span] = folder.write(span, values[kind])
                     self.images_forwarded += len(span)
                     task.advance(len(span))
         else:
@@ -166,7 +167,9 @@ def _claim(folder: Path) -> None:
     marker = folder / _MARKER
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = not marker.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+        # In this order: another process that claims the folder now puts the marker down before anything else.
+        filled = any(not entry.name.startswith(".") for entry in folder.iterdir())
+        foreign = filled and not marker.exists()
     if foreign:
         raise InputError(
             "the folder holds other files and is no cache",

@@ -25,7 +25,8 @@ class Forward:
 
     Args:
         network: whose outputs are asked for.
-        layer: `penultimate` (the classifier's input) or a module's name; its output is flattened to (B, D).
+        layer: `penultimate` (the classifier's input) or a module's name; what it puts out, at its last call where it
+            is called several times, is flattened to (B, D).
         device: where it runs, in float32.
     """
 
@@ -52,16 +53,25 @@ class Forward:
         images = DeviceImages(pool, self.device).gather(torch.arange(len(span), device=self.device))
         with _captured(self._hooked, before=self.layer == PENULTIMATE) as caught:
             logits = self.module(images)
-        features = caught[0].flatten(1)
+        features = self._one_tensor(caught).flatten(1)
         _refuse_non_finite(features, span, f"features of layer {self.layer}")
         _refuse_non_finite(logits, span, "logits")
         return features.float().cpu().numpy(), logits.float().cpu().numpy()
 
+    def _one_tensor(self, caught: list[object]) -> Tensor:
+        if caught and isinstance(caught[-1], Tensor):
+            return caught[-1]
+        raise InputError(
+            f"the layer {self.layer!r} gives no features",
+            found=f"{type(caught[-1]).__name__}" if caught else "it is not computed in evaluation",
+            allowed="a layer that puts out one tensor",
+        )
+
 
 def _find_layer(module: nn.Module, layer: str) -> nn.Module:
-    layers = dict(module.named_modules())
     if layer == PENULTIMATE:
-        return [child for child in layers.values() if isinstance(child, nn.Linear)][-1]
+        return module.get_submodule("classifier")
+    layers = dict(module.named_modules())
     if layer not in layers or layer == "":
         names = [name for name in layers if name]
         close = nearest(layer, names)
@@ -74,13 +84,17 @@ def _find_layer(module: nn.Module, layer: str) -> nn.Module:
 
 
 @contextmanager
-def _captured(module: nn.Module, *, before: bool) -> Iterator[list[Tensor]]:
-    """What goes into (`before`) or comes out of a module during one forward pass."""
-    caught: list[Tensor] = []
+def _captured(module: nn.Module, *, before: bool) -> Iterator[list[object]]:
+    """What goes into (`before`) or comes out of a module at each of its calls; copies, as ReLU may work in place."""
+    caught: list[object] = []
+
+    def keep(value: object) -> None:
+        caught.append(value.clone() if isinstance(value, Tensor) else value)
+
     if before:
-        handle = module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        handle = module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
     else:
-        handle = module.register_forward_hook(lambda _, __, output: caught.append(output))
+        handle = module.register_forward_hook(lambda _, __, output: keep(output))
     try:
         yield caught
     finally:

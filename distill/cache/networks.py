@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.cache.shards import file_sha256
+from distill.cache.shards import is_whole
 from distill.contracts import Preprocessing, Progress
-from distill.files import disk_errors, write_bytes_atomically
+from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
 from distill.models import build, digest
 from distill.training.config import Strict
 
@@ -57,8 +57,15 @@ class Network:
             "weights": digest(self.module(torch.device("cpu"))),
             "mean": list(pre.mean),
             "std": list(pre.std),
-            "zca": None if pre.zca is None else pre.zca.tobytes().hex(),
+            "zca": None if pre.zca is None else _array_digest(pre.zca),
+            "zca_mean": None if pre.zca_mean is None else _array_digest(pre.zca_mean),
         }
+
+
+def _array_digest(values: np.ndarray) -> str:
+    """sha256 (hex) over type, shape and values."""
+    head = f"{values.dtype.str} {values.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def save_network(folder: Path, key: str, network: Network) -> None:
@@ -84,10 +91,10 @@ def load_network(
     progress: Progress,
 ) -> Network | None:
     """The network kept under `key`, None where there is none or its file is damaged (with a warning)."""
+    remove_stale_partials(folder)
     for path in sorted(folder.glob(f"{key}.*.npz")):
-        if file_sha256(path) != path.name.split(".")[1]:
+        if not is_whole(path, path.name.split(".")[1]):
             progress.warn(f"{path} is damaged and will be trained again")
-            path.unlink(missing_ok=True)
             continue
         with np.load(path, allow_pickle=False) as file:
             state = {

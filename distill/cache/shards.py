@@ -1,6 +1,6 @@
 """Rows on disk: a folder a key, a file a row range.
 
-FOLDER/manifest.json                     parts of the key (to read, not to compare), shape, dtype, rows a shard
+FOLDER/manifest.json                     parts of the key (to read, not to compare), rows, rows a shard
 FOLDER/rows-START-STOP.SHA256.npy        rows [START, STOP), the name carries the checksum of the file's bytes
 
 A shard is written under another name and renamed, so it is either whole or absent; two processes that compute the
@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 
 from distill.contracts import Progress
-from distill.files import disk_errors, write_bytes_atomically
+from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
 
 SHARD_ROWS = 2048
 _NAME = re.compile(r"rows-(\d+)-(\d+)\.([0-9a-f]{64})\.npy")
-_HASH_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,21 @@ class Rows:
             yield rows, self.read(rows)
 
     def read(self, rows: slice) -> np.ndarray:
-        """A copy of the rows [rows.start, rows.stop), (rows, D)."""
-        first = rows.start // SHARD_ROWS
-        last = (rows.stop - 1) // SHARD_ROWS
-        parts = [
-            self._shards[shard][
-                max(rows.start - shard * SHARD_ROWS, 0) : min(rows.stop - shard * SHARD_ROWS, SHARD_ROWS)
-            ]
-            for shard in range(first, last + 1)
-        ]
-        return np.concatenate(parts) if len(parts) > 1 else np.array(parts[0])
+        """A copy of consecutive rows, (rows, D); limits mean what they mean for a list."""
+        start, stop, step = rows.indices(len(self))
+        assert step == 1, "rows are consecutive"
+        out = np.empty((max(stop - start, 0), self.shape[1]), dtype=self.dtype)
+        for shard in range(start // SHARD_ROWS, -(-stop // SHARD_ROWS)):
+            first = shard * SHARD_ROWS
+            part = self._shards[shard][max(start - first, 0) : stop - first]
+            place = max(first - start, 0)
+            out[place : place + len(part)] = part
+        return out
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """A copy of the rows `indices`, in their order, (len(indices), D)."""
+        """A copy of the rows `indices`, int64 in [0, n), in their order: (len(indices), D)."""
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"rows {indices.min()} to {indices.max()} of an array of {len(self)}")
         out = np.empty((len(indices), self.shape[1]), dtype=self.dtype)
         shard_of = indices // SHARD_ROWS
         for shard in np.unique(shard_of):
@@ -99,21 +100,23 @@ class ShardFolder:
             return
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"rows": self.rows, "shard_rows": SHARD_ROWS, "parts": parts}, indent=1, sort_keys=True)
+        text = json.dumps(
+            {"rows": self.rows, "shard_rows": SHARD_ROWS, "parts": parts}, indent=1, sort_keys=True
+        )
         write_bytes_atomically(path, text.encode())
 
     def present(self) -> dict[range, Path]:
         """Whole shards by their range. Damaged ones are removed, with a warning."""
+        remove_stale_partials(self.folder)
         found: dict[range, Path] = {}
         wanted = set(self.ranges)
-        for path in sorted(self.folder.glob("rows-*.npy")) if self.folder.is_dir() else []:
+        for path in sorted(self.folder.glob("rows-*.npy")):
             match = _NAME.fullmatch(path.name)
             if match is None:
                 continue
             span = range(int(match[1]), int(match[2]))
-            if file_sha256(path) != match[3]:
+            if not is_whole(path, match[3]):
                 self.progress.warn(f"{path} is damaged and will be computed again")
-                path.unlink(missing_ok=True)
             elif span in wanted:
                 found[span] = path
         return found
@@ -135,10 +138,14 @@ class ShardFolder:
         return Rows(files, (self.rows, first.shape[1]), first.dtype)
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def is_whole(path: Path, sha256: str) -> bool:
+    """Whether the file's bytes have this sha256 (hex); one that has another is removed."""
+    with disk_errors(path):
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return False  # another process removed it first
+        if found != sha256:
+            path.unlink(missing_ok=True)
+    return found == sha256

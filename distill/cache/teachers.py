@@ -9,9 +9,10 @@ from pydantic import Field
 from distill.cache.identity import cache_key
 from distill.cache.networks import Network, load_network, save_network
 from distill.contracts import Context, Preprocessing, Source
-from distill.models import ModelSpec, describe, model_config
+from distill.models import ModelSpec, describe, digest, model_config
 from distill.training.config import Augment, Positive, Strict, TrainConfig
 from distill.training.job import Job, Pool
+from distill.training.loop import initial_network
 
 
 class TeacherTraining(TrainConfig):
@@ -43,22 +44,20 @@ def train_teacher(ctx: Context, source: Source, config: TeacherConfig, *, name: 
         config: model and training.
         name: names the seed, so that two teachers of one run differ.
     """
-    preprocessing = Preprocessing(mean=source.mean, std=source.std)
-    shape, classes = source.image_shape, len(source.classes)
-    seed = ctx.derive(name)
-    key = cache_key("network", _identity(ctx, source, config, seed))
+    job = _job(source, config, seed=ctx.derive(name))
+    key = cache_key("network", _identity(ctx, source, config, job))
     folder = ctx.cache.networks_folder
     network = load_network(
         folder,
         key,
         model=config.model,
-        image_shape=shape,
-        classes=classes,
-        preprocessing=preprocessing,
+        image_shape=source.image_shape,
+        classes=job.classes,
+        preprocessing=job.pool.preprocessing,
         progress=ctx.progress,
     )
     if network is None:
-        network = _train(ctx, source, config, seed, preprocessing)
+        network = _train(ctx, job)
         save_network(folder, key, network)
     else:
         ctx.costs.charge(seconds=network.facts["seconds"], peak_bytes=network.facts["peak_bytes"])
@@ -70,26 +69,27 @@ def train_teacher(ctx: Context, source: Source, config: TeacherConfig, *, name: 
     return network
 
 
-def _identity(ctx: Context, source: Source, config: TeacherConfig, seed: int) -> dict[str, Any]:
-    """Everything that decides the trained weights."""
+def _identity(ctx: Context, source: Source, config: TeacherConfig, job: Job) -> dict[str, Any]:
+    """Everything that decides the trained weights and what is said of them."""
     return {
         "data": source.train.fingerprint,
         "valid": source.valid.fingerprint,
         "classes": len(source.classes),
         "config": config.model_dump(mode="json"),
+        # The network's definition, and its weights where they come from a file that may change.
+        "initial": digest(initial_network(job)),
         "mean": list(source.mean),
         "std": list(source.std),
-        "seed": seed,
+        "seed": job.seed,
         "dtype": str(ctx.engine.dtype),
         "device": ctx.device.type,
     }
 
 
-def _train(
-    ctx: Context, source: Source, config: TeacherConfig, seed: int, preprocessing: Preprocessing
-) -> Network:
+def _job(source: Source, config: TeacherConfig, *, seed: int) -> Job:
+    preprocessing = Preprocessing(mean=source.mean, std=source.std)
     valid = source.valid
-    job = Job(
+    return Job(
         model=config.model,
         classes=len(source.classes),
         config=config.train,
@@ -99,6 +99,9 @@ def _train(
         keep_state=True,
         label=f"teacher {describe(config.model)}",
     )
+
+
+def _train(ctx: Context, job: Job) -> Network:
     (trained,) = ctx.engine.train([job], title=f"train {job.label}")
     facts = {
         "seconds": trained.seconds,
@@ -106,4 +109,5 @@ def _train(
         "valid_accuracy": trained.accuracy,
         "loss": trained.loss,
     }
-    return Network(config.model, source.image_shape, job.classes, preprocessing, trained.state, facts)
+    pool = job.pool
+    return Network(job.model, pool.image_shape, job.classes, pool.preprocessing, trained.state, facts)

@@ -1,0 +1,328 @@
+"""Damaged, missing and foreign files, full disks, kills, and two processes at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.cache import Cache, Network, shards
+from distill.contracts import Split
+from distill.errors import InputError
+
+MakeCache = Callable[[], Cache]
+
+
+def shard_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("rows-*.npy"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that is no leftover of a kill, by its path in the folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, empty])
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_damaged_shard_is_computed_again(
+    damage: Callable[[Path], None],
+    number: int,
+    make_cache: MakeCache,
+    split: Split,
+    network: Network,
+    told: Any,
+) -> None:
+    make_cache().request(split, network)
+    before = contents(make_cache().folder)
+    path = shard_files(make_cache().folder)[number]
+    damage(path)
+    cache = make_cache()
+    answers = cache.request(split, network)
+    span = int(path.name.split("-")[1]), int(path.name.split("-")[2].split(".")[0])
+    assert cache.images_forwarded == span[1] - span[0], "nothing else is computed again"
+    assert contents(cache.folder) == before
+    assert told.warnings == [f"{path} is damaged and will be computed again"]
+    assert np.isfinite(answers.features.read(slice(None))).all()
+
+
+def test_a_missing_shard_alone_is_computed(
+    make_cache: MakeCache, split: Split, network: Network, told: Any
+) -> None:
+    make_cache().request(split, network)
+    before = contents(make_cache().folder)
+    next(path for path in shard_files(make_cache().folder) if "0000000016-" in path.name).unlink()
+    cache = make_cache()
+    cache.request(split, network)
+    assert cache.images_forwarded == 16
+    assert contents(cache.folder) == before
+    assert told.warnings == []
+
+
+def test_a_shard_that_another_process_removed_is_computed(
+    make_cache: MakeCache, split: Split, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed after it was listed: that is no fault of the user's."""
+    make_cache().request(split, network)
+    first = shard_files(make_cache().folder)[0]
+    is_whole = shards.is_whole
+
+    def removed(path: Path, sha256: str) -> bool:
+        first.unlink(missing_ok=True)
+        return is_whole(path, sha256)
+
+    monkeypatch.setattr(shards, "is_whole", removed)
+    cache = make_cache()
+    cache.request(split, network)
+    assert cache.images_forwarded == 16
+
+
+def test_files_of_other_names_are_left_alone(make_cache: MakeCache, split: Split, network: Network) -> None:
+    make_cache().request(split, network)
+    other = shard_files(make_cache().folder)[0].with_name("rows-mine.npy")
+    other.write_bytes(b"mine")
+    cache = make_cache()
+    cache.request(split, network)
+    assert cache.images_forwarded == 0
+    assert other.read_bytes() == b"mine"
+
+
+def test_the_manifest_tells_what_the_rows_are(make_cache: MakeCache, split: Split, network: Network) -> None:
+    answers = make_cache().request(split, network)
+    manifest = json.loads((answers.features.files[0].parent / "manifest.json").read_text())
+    assert manifest["rows"] == 37
+    assert manifest["parts"]["data"] == split.fingerprint
+    assert manifest["parts"]["layer"] == "penultimate"
+    assert manifest["parts"]["network"] == network.identity
+
+
+def test_a_foreign_folder_is_refused_and_untouched(make_cache: MakeCache, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files and is no cache") as caught:
+        make_cache()
+    assert caught.value.where == str(folder)
+    assert "cache.folder" in str(caught.value.fix)
+    assert contents(folder) == {"thesis.txt": b"mine"}
+
+
+@pytest.mark.parametrize("marker", ['{"format": 2}', "[]", "{}", "null", "nonsense", '{"format": "1"}'])
+def test_another_format_is_refused(marker: str, make_cache: MakeCache, tmp_path: Path) -> None:
+    make_cache()
+    (tmp_path / "cache" / "distill-cache.json").write_text(marker)
+    with pytest.raises(InputError, match="the cache has another format") as caught:
+        make_cache()
+    assert caught.value.allowed == "1"
+    assert contents(tmp_path / "cache") == {"distill-cache.json": marker.encode()}
+
+
+def test_a_folder_that_another_process_claims_at_this_moment(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked for the marker, then listed the folder: the other's files would make it look foreign."""
+    exists = Path.exists
+
+    def claimed_meanwhile(path: Path, **options: Any) -> bool:
+        found = exists(path, **options)
+        if path.name == "distill-cache.json" and not found:
+            path.write_text('{"format": 1}')
+            (path.parent / "rows").mkdir(exist_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "exists", claimed_meanwhile)
+    make_cache()
+
+
+def test_a_path_that_is_a_file(tmp_path: Path, told: Any) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(InputError, match="cannot be written"):
+            Cache(folder, device=torch.device("cpu"), progress=told)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot be written: Permission denied")],
+)
+def test_a_shard_that_cannot_be_written_leaves_nothing(
+    number: int,
+    message: str,
+    make_cache: MakeCache,
+    split: Split,
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = make_cache()
+    cache._shards("features", split, network, "penultimate")
+    cache._shards("logits", split, network, "penultimate")
+    write_bytes = Path.write_bytes
+
+    def fails_half_way(path: Path, data: bytes) -> int:
+        write_bytes(path, data[:10])
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fails_half_way)
+        with pytest.raises(InputError, match=message) as caught:
+            cache.request(split, network)
+    assert caught.value.exit_code == 2
+    assert shard_files(cache.folder) == []
+    assert not list(cache.folder.rglob("*.partial"))
+    assert len(cache.logits(split, network)) == 37, "the folder serves again once there is room"
+
+
+def test_leftovers_of_kills_are_removed_when_they_are_old(
+    make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    folder = make_cache().logits(split, network).files[0].parent
+    old, young = folder / ".rows-a.1.partial", folder / ".rows-b.2.partial"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    make_cache().logits(split, network)
+    assert not old.exists()
+    assert young.exists(), "another process may be writing it"
+
+
+SCRIPT = textwrap.dedent(
+    """
+    # Run as: script PLAIN KILLED SHARED. Prints JSON. Children are forked before torch computes anything.
+    import hashlib, json, os, signal, sys
+    from pathlib import Path
+    import torch
+    from distill import cache as cache_module, files
+    from distill.cache import Cache, Network, shards
+    from distill.contracts import Preprocessing, Split
+    from distill.models import build, model_config
+    from distill.progress import NullProgress
+
+    shards.SHARD_ROWS = cache_module.SHARD_ROWS = 8
+
+    def work(folder, out):
+        torch.set_num_threads(1)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (30, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        split = Split(images, torch.zeros(30, dtype=torch.int64), "fingerprint")
+        config = model_config({"name": "mlp", "width": 4})
+        state = build(config, image_shape=(1, 8, 8), classes=3, seed=0).state_dict()
+        network = Network(config, (1, 8, 8), 3, Preprocessing((0.0,), (1.0,)), state, {})
+        cache = Cache(Path(folder), device=torch.device("cpu"), progress=NullProgress())
+        cache.request(split, network)
+        os.write(out, str(cache.images_forwarded).encode())
+
+    def die_before_rename(count):
+        replace = os.replace
+        def replacing(source, target):
+            nonlocal count
+            count -= 1
+            if count == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+        files.os.replace = replacing
+
+    def die_half_written(count):
+        write = Path.write_bytes
+        def writing(path, data):
+            nonlocal count
+            count -= 1
+            if count == 0:
+                write(path, bytes(data)[:40])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(path, data)
+        Path.write_bytes = writing
+
+    def child(folder, trouble=lambda: None):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                trouble()
+                work(folder, write)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(write)
+        return pid, read
+
+    def end(pid, read):
+        with os.fdopen(read, "rb") as pipe:
+            told = pipe.read().decode()
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), told
+
+    plain, killed, shared = sys.argv[1:]
+    result = {"plain": end(*child(plain))}
+    troubles = [
+        lambda: die_half_written(1),  # the marker
+        lambda: die_before_rename(2),  # a manifest
+        lambda: die_half_written(4),  # the second shard
+        lambda: die_before_rename(3),  # a later one
+    ]
+    result["killed"] = [end(*child(killed, trouble)) for trouble in troubles]
+    result["resumed"] = end(*child(killed))
+    result["again"] = end(*child(killed))
+    result["together"] = [end(*started) for started in [child(shared) for _ in range(3)]]
+    print(json.dumps(result))
+    """
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills_and_other_processes_leave_the_same_bytes(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("plain", "killed", "shared")]
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path[:] = eval(sys.argv.pop(1)); exec({SCRIPT!r})",
+            repr(sys.path),
+        ]
+        + [str(folder) for folder in folders],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert result["plain"] == [0, "30"]
+    assert [code for code, _ in result["killed"]] == [-signal.SIGKILL] * 4
+    code, forwarded = result["resumed"]
+    assert code == 0
+    assert 0 < int(forwarded) < 30, "whole shards of the killed runs were kept"
+    assert result["again"] == [0, "0"]
+    assert [code for code, _ in result["together"]] == [0, 0, 0], ended.stderr
+    plain, killed, shared = (contents(folder) for folder in folders)
+    assert len(plain) == 1 + 2 + 2 * 4
+    assert plain == killed == shared

@@ -1,0 +1,138 @@
+"""What is kept is found again by everything that decides it, and by nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.cache import Cache, Network, default_folder
+from distill.cache import identity as identity_module
+from distill.cache.identity import cache_key
+from distill.contracts import Split
+
+MakeCache = Callable[[], Cache]
+MakeNetwork = Callable[..., Network]
+
+
+def zca(seed: int, size: int = 2 * 8 * 8) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "zca": rng.normal(size=(size, size)).astype(np.float32),
+        "zca_mean": rng.normal(size=size).astype(np.float32),
+    }
+
+
+def test_a_second_request_computes_nothing(make_cache: MakeCache, split: Split, network: Network) -> None:
+    first = make_cache()
+    before = first.features(split, network).read(slice(None))
+    second = make_cache()
+    assert np.array_equal(second.features(split, network).read(slice(None)), before)
+    second.logits(split, network)
+    second.gradients(split, network)
+    assert second.images_forwarded == 0
+    assert (first.hits, second.hits) == (0, 3)
+
+
+CHANGES: dict[str, Callable[[Split, Network, MakeNetwork], tuple[Split, Network, str]]] = {
+    "data": lambda s, n, make: (replace(s, fingerprint="other"), n, "penultimate"),
+    "rows": lambda s, n, make: (Split(s.images[:20], s.labels[:20], s.fingerprint), n, "penultimate"),
+    "weights": lambda s, n, make: (s, make(seed=1), "penultimate"),
+    "one weight": lambda s, n, make: (s, replace(n, state=_nudged(n)), "penultimate"),
+    "definition": lambda s, n, make: (
+        s,
+        make({"name": "convnet", "width": 4, "norm": "none"}),
+        "penultimate",
+    ),
+    "mean": lambda s, n, make: (s, make(mean=(0.4, 0.51)), "penultimate"),
+    "std": lambda s, n, make: (s, make(std=(0.2, math.nextafter(0.3, 1))), "penultimate"),
+    "zca": lambda s, n, make: (s, make(**zca(0)), "penultimate"),
+    "layer": lambda s, n, make: (s, n, "body.2"),
+}
+
+
+def _nudged(network: Network) -> dict[str, torch.Tensor]:
+    bias = network.state["classifier.bias"].clone()
+    bias[0] = torch.nextafter(bias[0], torch.tensor(9.0))
+    return {**network.state, "classifier.bias": bias}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_any_part_that_changes_is_computed_anew(
+    part: str, make_cache: MakeCache, make_network: MakeNetwork, split: Split, network: Network
+) -> None:
+    cache = make_cache()
+    before = cache.request(split, network)
+    other_split, other_network, layer = CHANGES[part](split, network, make_network)
+    after = cache.request(other_split, other_network, layer=layer)
+    assert cache.images_forwarded == len(split) + len(other_split)
+    assert not set(after.features.files) & set(before.features.files)
+    assert bool(set(after.logits.files) & set(before.logits.files)) == (part == "layer")
+
+
+def test_the_centre_of_whitening_is_a_part(make_network: MakeNetwork) -> None:
+    one, other = zca(0), zca(1)
+    networks = [make_network(**one), make_network(zca=one["zca"], zca_mean=other["zca_mean"])]
+    assert networks[0].identity != networks[1].identity
+    assert len(str(networks[0].identity)) < 1000, "the key is made of digests, not of megabytes"
+
+
+def test_what_does_not_decide_the_rows_is_no_part(
+    make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    cache = make_cache()
+    cache.request(split, network)
+    told_otherwise = replace(network, facts={"seconds": 3.0})
+    same_rows = Split(split.images.clone(), split.labels, split.fingerprint)
+    cache.request(same_rows, told_otherwise)
+    cache.logits(split, network)
+    assert cache.images_forwarded == 37
+
+
+def test_the_key() -> None:
+    parts = {"a": 1, "b": [0.1, None], "c": {"x": "y"}}
+    key = cache_key("features", parts)
+    assert len(key) == 64
+    assert key == cache_key("features", {"c": {"x": "y"}, "b": [0.1, None], "a": 1}), "order does not matter"
+    changed = [
+        cache_key("logits", parts),
+        cache_key("features", {**parts, "a": 2}),
+        cache_key("features", {**parts, "b": [math.nextafter(0.1, 1), None]}),
+        cache_key("features", {**parts, "c": {"x": "z"}}),
+        cache_key("features", {**parts, "d": None}),
+    ]
+    assert len({key, *changed}) == 6
+    with pytest.raises(ValueError, match="JSON"):
+        cache_key("features", {"a": math.nan})
+
+
+def test_a_new_producer_does_not_serve_old_rows(
+    make_cache: MakeCache, split: Split, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cache().request(split, network)
+    monkeypatch.setattr(identity_module, "PRODUCER_VERSION", 10**6)
+    cache = make_cache()
+    cache.request(split, network)
+    assert cache.images_forwarded == 37
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"DISTILL_CACHE": "/a/b", "XDG_CACHE_HOME": "/c"}, "/a/b"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/distill"),
+        ({"HOME": "/home/user"}, "/home/user/.cache/distill"),
+    ],
+)
+def test_the_folder(environment: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISTILL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_folder() == Path(expected)

@@ -1,0 +1,203 @@
+"""Features, logits and gradients against direct computation, and reading of any rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.cache import Cache, Network
+from distill.contracts import Split
+from distill.errors import InputError, NonFiniteError
+from distill.models.mlp import MLPConfig
+
+CPU = torch.device("cpu")
+MakeCache = Callable[[], Cache]
+
+
+def normalised(split: Split, network: Network) -> Tensor:
+    """float32 (N, Ch, H, W)."""
+    pre = network.preprocessing
+    mean, std = (torch.tensor(values)[:, None, None] for values in (pre.mean, pre.std))
+    return (split.images / 255 - mean) / std
+
+
+def test_features_and_logits_equal_a_direct_forward(
+    make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    cache, module = make_cache(), network.module(CPU)
+    features, logits = cache.features(split, network), cache.logits(split, network)
+    assert features.shape == (37, 4 * 2 * 2)
+    assert logits.shape == (37, 3)
+    assert features.dtype == logits.dtype == np.float32
+    images = normalised(split, network)
+    everything = slice(None)
+    np.testing.assert_allclose(features.read(everything), module.features(images), atol=1e-5)
+    np.testing.assert_allclose(logits.read(everything), module(images), atol=1e-5)
+    assert cache.images_forwarded == 37, "one pass answers both"
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "none"])
+def test_features_of_a_layer_are_what_it_puts_out(
+    norm: str, make_cache: MakeCache, split: Split, make_network: Callable[..., Network]
+) -> None:
+    """The ReLU that follows works in place, and must not reach into them."""
+    network = make_network({"name": "convnet", "width": 4, "norm": norm})
+    convolution = network.module(CPU).get_submodule("body.0")
+    expected = convolution(normalised(split, network)).flatten(1)
+    assert float(expected.min()) < 0
+    got = make_cache().features(split, network, layer="body.0")
+    np.testing.assert_allclose(got.read(slice(None)), expected, atol=1e-5)
+
+
+def test_another_layer_costs_a_pass_and_keeps_the_logits(
+    make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    cache = make_cache()
+    logits = cache.logits(split, network)
+    written = [path.stat().st_mtime_ns for path in logits.files]
+    answers = cache.request(split, network, layer="classifier")
+    assert cache.images_forwarded == 2 * 37
+    assert [path.stat().st_mtime_ns for path in answers.logits.files] == written, "not written again"
+    assert np.array_equal(answers.features.read(slice(None)), logits.read(slice(None)))
+
+
+def test_a_layer_that_does_not_exist(make_cache: MakeCache, split: Split, network: Network) -> None:
+    with pytest.raises(InputError, match=r"no layer 'body\.9'") as caught:
+        make_cache().features(split, network, layer="body.9")
+    assert caught.value.allowed == "penultimate, body, body.0, body.1, body.2, body.3, classifier"
+    assert caught.value.fix is not None
+    assert "body." in caught.value.fix
+    with pytest.raises(InputError, match="no layer ''"):
+        make_cache().features(split, network, layer="")
+
+
+class WithOddLayers(MLPConfig):
+    """A layer that is called twice, one that gives two tensors, and one that is never called."""
+
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> Any:
+        network = super().build(image_shape, classes)
+
+        class Odd(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.twice = nn.Linear(128, 128)
+                self.never = nn.Linear(1, 1)
+                self.pair = nn.MultiheadAttention(128, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y, _ = self.pair(x, x, x)
+                return self.twice(self.twice(y))
+
+        network.body.append(Odd())
+        return network
+
+
+def test_layers_that_are_odd(
+    make_cache: MakeCache, split: Split, make_network: Callable[..., Network]
+) -> None:
+    network = make_network(WithOddLayers().model_dump())
+    state = WithOddLayers().build((2, 8, 8), 3).state_dict()
+    network = Network(WithOddLayers(), (2, 8, 8), 3, network.preprocessing, state, facts={})
+    cache = make_cache()
+    last = cache.features(split, network, layer="body.5.twice").read(slice(None))
+    assert np.array_equal(last, cache.features(split, network).read(slice(None))), "its last call counts"
+    for layer, found in (("body.5.pair", "tuple"), ("body.5.never", "not computed")):
+        with pytest.raises(InputError, match="gives no features") as caught:
+            cache.features(split, network, layer=layer)
+        assert found in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 17, 100])
+def test_blocks_cover_the_rows(size: int, make_cache: MakeCache, split: Split, network: Network) -> None:
+    rows = make_cache().logits(split, network)
+    whole = np.concatenate([np.load(path) for path in rows.files])
+    seen = list(rows.blocks(size))
+    assert [where.start for where, _ in seen] == list(range(0, 37, size))
+    assert all(np.array_equal(values, whole[where]) for where, values in seen)
+    assert seen[-1][0].stop == 37
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        slice(*limits)
+        for limits in (
+            *((0, 0), (5, 5), (16, 16), (20, 10), (37, 40)),  # none
+            *((0, 16), (15, 17), (16, 32), (3, 37), (30, 99), (-4, None), (None,)),
+        )
+    ],
+    ids=str,
+)
+def test_any_rows_can_be_read(where: slice, make_cache: MakeCache, split: Split, network: Network) -> None:
+    rows = make_cache().logits(split, network)
+    whole = np.concatenate([np.load(path) for path in rows.files])
+    got = rows.read(where)
+    assert np.array_equal(got, whole[where])
+    got += 1  # a copy: the file is not touched
+    assert np.array_equal(rows.read(slice(None)), whole)
+
+
+def test_any_rows_can_be_taken(make_cache: MakeCache, split: Split, network: Network) -> None:
+    rows = make_cache().logits(split, network)
+    whole = rows.read(slice(None))
+    for indices in ([], [36], [36, 0, 16, 15, 16], list(range(37))[::-1]):
+        assert np.array_equal(rows.take(np.array(indices, dtype=np.int64)), whole[indices])
+    for outside in (-1, 37):
+        with pytest.raises(IndexError, match="array of 37"):
+            rows.take(np.array([0, outside]))
+
+
+def test_gradients_equal_autograd(make_cache: MakeCache, split: Split, network: Network) -> None:
+    """One sample at a time through torch, in float64 from the same features."""
+    gradients = make_cache().gradients(split, network)
+    features = torch.from_numpy(gradients.features.read(slice(None))).double()
+    classifier = network.module(CPU).double().get_submodule("classifier").requires_grad_(True)
+    expected = []
+    for feature, label in zip(features, split.labels, strict=True):
+        loss = nn.functional.cross_entropy(classifier(feature)[None], label[None])
+        weight, bias = torch.autograd.grad(loss, [classifier.weight, classifier.bias])
+        expected.append(torch.cat([weight, bias[:, None]], dim=1).flatten())
+    assert gradients.shape == (37, 3 * (16 + 1))
+    for where, block in gradients.blocks(10):
+        assert block.dtype == np.float32
+        np.testing.assert_allclose(block, torch.stack(expected)[where], rtol=1e-4, atol=1e-6)
+
+
+def test_inner_products_of_gradients_need_no_flat_form(
+    make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    gradients = make_cache().gradients(split, network)
+    ((_, flat),) = gradients.blocks(100)
+    residuals, features = gradients.residuals(slice(None)), gradients.features.read(slice(None))
+    expected = (residuals @ residuals.T) * (features @ features.T + 1)
+    np.testing.assert_allclose(flat @ flat.T, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(residuals.sum(axis=1), 0, atol=1e-6)
+
+
+def test_residuals_of_huge_logits_are_finite(make_cache: MakeCache, split: Split, network: Network) -> None:
+    state = {
+        name: value * 1e4 if name.startswith("classifier") else value for name, value in network.state.items()
+    }
+    huge = Network(network.model, network.image_shape, 3, network.preprocessing, state, facts={})
+    residuals = make_cache().gradients(split, huge).residuals(slice(None))
+    assert np.isfinite(residuals).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"), [("body.0", "features of layer body.0"), ("penultimate", "logits")]
+)
+def test_values_that_are_not_finite_are_refused(
+    layer: str, what: str, make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    name = "body.0.bias" if layer == "body.0" else "classifier.bias"
+    state = {**network.state, name: torch.full_like(network.state[name], float("nan"))}
+    broken = Network(network.model, network.image_shape, 3, network.preprocessing, state, facts={})
+    cache = make_cache()
+    with pytest.raises(NonFiniteError, match=f"{what} are NaN or infinite, the first at sample 0"):
+        cache.request(split, broken, layer=layer)
+    assert not list(cache.folder.rglob("rows-*.npy"))

@@ -1,0 +1,238 @@
+"""Teachers: trained once, kept with everything that decides them, and charged for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distill.cache import Cache
+from distill.cache.teachers import TeacherConfig, train_teacher
+from distill.contracts import Context, Source, Split
+from distill.models import build, model_config
+from distill.progress import NullProgress
+from distill.training.config import TrainConfig
+from distill.training.engine import Engine
+from distill.training.job import Job, Trained
+
+SMALL = {"name": "mlp", "width": 4, "depth": 1}
+CPU = torch.device("cpu")
+MakeSplit = Callable[..., Split]
+MakeContext = Callable[..., Context]
+
+
+class Spy:
+    """An engine that counts what it is asked to train, and hands back the initial weights."""
+
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def train(self, jobs: Sequence[Job], *, title: str) -> list[Trained]:
+        self.jobs += jobs
+        return [
+            Trained(
+                loss=0.5,
+                accuracy=None if job.test is None else 0.75,
+                seconds=12.0,
+                peak_bytes=345,
+                state=build(
+                    job.model, image_shape=job.pool.image_shape, classes=3, seed=job.seed
+                ).state_dict(),
+            )
+            for job in jobs
+        ]
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.charges: list[dict[str, Any]] = []
+
+    def charge(self, **cost: Any) -> None:
+        self.charges.append(cost)
+
+
+@pytest.fixture
+def source(make_split: MakeSplit) -> Source:
+    return Source("random", ("a", "b", "c"), make_split(), make_split(5, 1), (0.4, 0.5), (0.2, 0.3))
+
+
+@pytest.fixture
+def spy() -> Spy:
+    return Spy()
+
+
+@pytest.fixture
+def make_context(make_cache: Callable[[], Cache], told: Any, spy: Spy, tmp_path: Path) -> MakeContext:
+    def make(**changes: Any) -> Context:
+        parts = {"seed": 0, "device": CPU, "engine": spy, "costs": Ledger(), "progress": told}
+        return Context(
+            **{**parts, **changes}, cache=make_cache(), train=TrainConfig(), scratch=tmp_path / "scratch"
+        )
+
+    return make
+
+
+def config(**changes: Any) -> TeacherConfig:
+    return TeacherConfig.model_validate({"model": SMALL, "train": {"epochs": 2}, **changes})
+
+
+def test_it_is_trained_once(make_context: MakeContext, source: Source, spy: Spy, told: Any) -> None:
+    first = train_teacher(make_context(), source, config(), name="teacher")
+    ctx = make_context()
+    again = train_teacher(ctx, source, config(), name="teacher")
+    assert len(spy.jobs) == 1
+    assert (
+        again.facts
+        == first.facts
+        == {"seconds": 12.0, "peak_bytes": 345, "valid_accuracy": 0.75, "loss": 0.5}
+    )
+    assert again.state.keys() == first.state.keys()
+    assert all(torch.equal(again.state[name], first.state[name]) for name in first.state)
+    assert again.identity == first.identity
+    assert ctx.costs.charges == [{"seconds": 12.0, "peak_bytes": 345}]  # type: ignore[attr-defined]
+    assert told.notes == ["teacher: mlp-w4-d1, 2 epochs, 75.0% right on 5 validation images"] * 2
+
+
+def test_a_fresh_teacher_is_not_charged_twice(make_context: MakeContext, source: Source) -> None:
+    ctx = make_context()
+    train_teacher(ctx, source, config(), name="teacher")
+    assert ctx.costs.charges == []  # type: ignore[attr-defined]
+
+
+def test_without_validation_images(
+    make_context: MakeContext, source: Source, make_split: MakeSplit, told: Any
+) -> None:
+    bare = replace(source, valid=make_split(rows=0))
+    network = train_teacher(make_context(), bare, config(), name="teacher")
+    assert network.facts["valid_accuracy"] is None
+    assert told.notes == ["teacher: mlp-w4-d1, 2 epochs"]
+
+
+SOURCES: dict[str, Callable[[Source, MakeSplit], Source]] = {
+    "data": lambda source, make: replace(source, train=make(seed=5)),
+    "validation data": lambda source, make: replace(source, valid=make(rows=5, seed=6)),
+    "classes": lambda source, make: replace(source, classes=("a", "b", "c", "d")),
+    "mean": lambda source, make: replace(source, mean=(0.4, 0.6)),
+    "std": lambda source, make: replace(source, std=(0.2, 0.4)),
+}
+
+
+@pytest.mark.parametrize("part", SOURCES)
+def test_a_source_that_changes(
+    part: str, make_context: MakeContext, source: Source, make_split: MakeSplit, spy: Spy
+) -> None:
+    train_teacher(make_context(), source, config(), name="teacher")
+    train_teacher(make_context(), SOURCES[part](source, make_split), config(), name="teacher")
+    assert len(spy.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {**SMALL, "width": 5}},
+        {"model": "convnet"},
+        *({"train": {"epochs": 2, name: value}} for name, value in [("lr", 0.06), ("batch_size", 64)]),
+        *(
+            {"train": {"epochs": 2, name: value}}
+            for name, value in [("optimizer", "adamw"), ("augment", "none")]
+        ),
+        *({"train": {"epochs": 2, name: value}} for name, value in [("mix", "mixup"), ("schedule", "step")]),
+        {"train": {"epochs": 3}},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_changes(
+    changes: dict[str, Any], make_context: MakeContext, source: Source, spy: Spy
+) -> None:
+    train_teacher(make_context(), source, config(), name="teacher")
+    train_teacher(make_context(), source, config(**changes), name="teacher")
+    assert len(spy.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 1}, {"device": torch.device("cuda")}, {"engine": SimpleNamespace(dtype=torch.bfloat16)}],
+    ids=["seed", "device", "dtype"],
+)
+def test_a_run_that_differs(
+    changes: dict[str, Any], make_context: MakeContext, source: Source, spy: Spy
+) -> None:
+    train_teacher(make_context(), source, config(), name="teacher")
+    if "engine" in changes:
+        changes["engine"].train = spy.train
+    train_teacher(make_context(**changes), source, config(), name="teacher")
+    assert len(spy.jobs) == 2
+
+
+def test_the_name_names_the_seed(make_context: MakeContext, source: Source, spy: Spy) -> None:
+    train_teacher(make_context(), source, config(), name="teacher")
+    train_teacher(make_context(), source, config(), name="another")
+    assert spy.jobs[0].seed != spy.jobs[1].seed
+
+
+def test_what_does_not_decide_the_weights(
+    make_context: MakeContext, source: Source, spy: Spy, make_split: MakeSplit
+) -> None:
+    train_teacher(make_context(), source, config(), name="teacher")
+    renamed = replace(
+        source, name="other", classes=("x", "y", "z"), notes=("a note",), held_out=make_split(9, 9)
+    )
+    train_teacher(make_context(), renamed, config(), name="teacher")
+    assert len(spy.jobs) == 1
+
+
+def test_weights_whose_file_changes(
+    make_context: MakeContext, make_split: MakeSplit, source: Source, spy: Spy, tmp_path: Path
+) -> None:
+    """The same path with other weights in it is another teacher."""
+    name = "torchvision/shufflenet_v2_x0_5"
+    path = tmp_path / "weights.safetensors"
+    rgb = Split(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), "rgb")
+    rgb_source = replace(source, train=rgb, valid=make_split(rows=0), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for seed in (0, 1):
+        network = build(model_config(name), image_shape=(3, 32, 32), classes=3, seed=seed)
+        state = network.state_dict()
+        save_file(
+            {key.removeprefix("body.").replace("classifier", "fc"): value for key, value in state.items()},
+            path,
+        )
+        pretrained = config(model={"name": name, "weights": str(path)})
+        train_teacher(make_context(), rgb_source, pretrained, name="teacher")
+    assert len(spy.jobs) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"x" + data[1:]])
+def test_a_damaged_file_is_trained_again(
+    damage: Callable[[bytes], bytes], make_context: MakeContext, source: Source, spy: Spy, told: Any
+) -> None:
+    ctx = make_context()
+    first = train_teacher(ctx, source, config(), name="teacher")
+    (path,) = ctx.cache.networks_folder.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    again = train_teacher(make_context(), source, config(), name="teacher")
+    assert len(spy.jobs) == 2
+    assert told.warnings == [f"{path} is damaged and will be trained again"]
+    assert path.read_bytes() == whole
+    assert again.identity == first.identity
+
+
+def test_a_real_engine_trains_and_the_cache_gives_the_same_network(
+    make_context: MakeContext, source: Source
+) -> None:
+    with Engine(CPU, precision="float32", progress=NullProgress()) as engine:
+        first = train_teacher(make_context(engine=engine), source, config(), name="teacher")
+    again = train_teacher(make_context(), source, config(), name="teacher")
+    assert first.identity == again.identity
+    assert 0 <= again.facts["valid_accuracy"] <= 1
+    images = torch.zeros(2, 2, 8, 8)
+    assert torch.equal(first.module(CPU)(images), again.module(CPU)(images))
+    assert not any(parameter.requires_grad for parameter in again.module(CPU).parameters())
