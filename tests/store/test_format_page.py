@@ -44,7 +44,7 @@ def test_example_reads_a_set(
     assert names["labels"].tolist() == distilled.labels.tolist()
     assert tuple(names["classes"]) == distilled.classes
     expected = Transform(distilled.preprocessing)(distilled.images).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(names["network_input"], expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(names["x"], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_page_names_everything() -> None:
