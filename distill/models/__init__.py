@@ -109,7 +109,7 @@ def build(config: Strict, *, image_shape: tuple[int, int, int], classes: int, se
         config: from `model_config`.
         image_shape: (Ch, H, W).
         classes: C.
-        seed: initial weights depend on it alone; the global generator is left as it was.
+        seed: initial weights depend on it alone; the global generators are left as they were.
 
     Raises:
         InputError: images that the network cannot take, or weights for another network.
@@ -117,7 +117,8 @@ def build(config: Strict, *, image_shape: tuple[int, int, int], classes: int, se
     """
     assert isinstance(config, ModelConfig)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights"))
+        # Not torch.manual_seed, which would seed the accelerators' generators too.
+        torch.default_generator.manual_seed(derive_seed(seed, "weights"))
         return config.build(image_shape, classes)
 
 

@@ -126,6 +126,15 @@ def test_weights_depend_on_the_seed_alone(options) -> None:
     assert digest(network(options, seed=2)) != first
 
 
+def test_the_generators_of_accelerators_are_left_alone(monkeypatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    network("mlp")
+    assert seeded == []
+    torch.manual_seed(0)
+    assert seeded == [0], "torch still seeds them there"
+
+
 def test_digest_sees_structure_values_dtypes_and_buffers() -> None:
     options = {"name": "convnet", "width": 4, "norm": "batch"}
     module = network(options)
