@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from distill.cache import PENULTIMATE
+from distill.cache import PENULTIMATE, Rows
 from distill.cache.teachers import TeacherConfig, train_teacher
-from distill.contracts import Context, Estimate, Source, Training
-from distill.selection import BudgetConfig, Selector
+from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, Training
+from distill.selection import BudgetConfig, Selector, select_by_class
 
 
 class FeatureConfig(BudgetConfig):
@@ -29,9 +31,28 @@ class FeatureConfig(BudgetConfig):
 
 
 class FeatureSelector(Selector):
-    """A selector that measures in a feature space."""
+    """A selector that picks within each class by its features. A subclass sets `score` and `pick`."""
 
     config: FeatureConfig
+    score: ClassVar[str]  # what the scores of its picks mean
+
+    @abstractmethod
+    def pick(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Row numbers int64 (count,) in the order picked, and their scores (count,).
+
+        Args:
+            features: float32 (N, D) of one class, centred (their mean is 0).
+            count: at most N.
+        """
+
+    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
+        space = FeatureSpace(ctx, source, self.config)
+
+        def pick_class(samples: np.ndarray, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+            rows, scores = self.pick(space.take(samples), count)
+            return samples[rows.cpu().numpy()], scores.cpu().numpy()
+
+        return select_by_class(source, previous, self.config, pick_class, meta={"score": self.score})
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         plain = super().estimate(train=train, classes=classes, before=before)
@@ -44,29 +65,36 @@ class FeatureSelector(Selector):
 class FeatureSpace:
     """Features of the train split, read by sample numbers.
 
+    The network is trained when features are first taken, after the budget was found to fit.
+
     Args:
         ctx, source: as in `Method.run`.
         config: which features.
     """
 
     def __init__(self, ctx: Context, source: Source, config: FeatureConfig) -> None:
+        self.ctx = ctx
         self.source = source
-        self.device = ctx.device
-        self.rows = None
-        if config.features == "network":
-            network = train_teacher(ctx, source, config.network, name="features")
-            self.rows = ctx.cache.features(source.train, network, layer=config.layer)
+        self.config = config
 
     def take(self, samples: np.ndarray) -> Tensor:
         """float32 (len(samples), D) on the device: features minus their mean over `samples`.
 
         Selectors use differences only, and centred numbers lose least to rounding.
         """
-        values = self._pixels(samples) if self.rows is None else torch.from_numpy(self.rows.take(samples))
-        features = values.to(self.device, torch.float32)
+        pixels = self.config.features == "pixels"
+        values = self._pixels(samples) if pixels else torch.from_numpy(self._network_rows.take(samples))
+        features = values.to(self.ctx.device, torch.float32)
         return features - features.mean(dim=0)
 
+    @cached_property
+    def _network_rows(self) -> Rows:
+        """float32 (N, D): the layer's outputs for every sample of the train split."""
+        network = train_teacher(self.ctx, self.source, self.config.network, name="features")
+        return self.ctx.cache.features(self.source.train, network, layer=self.config.layer)
+
     def _pixels(self, samples: np.ndarray) -> Tensor:
+        """(len(samples), D): pixels in units of their channel's standard deviation; centring takes the mean away."""
         images = self.source.train.images[torch.from_numpy(samples)].float() / 255
         std = torch.tensor(self.source.std)[:, None, None]
         return (images / std).flatten(1)

@@ -9,13 +9,10 @@ Features arrive centred, so mu = 0 and the residual is the sum of the picks alon
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dataselect.features import FeatureConfig, FeatureSelector, FeatureSpace
-from distill.contracts import Context, DistilledSet, Selection, Source
-from distill.selection import select_by_class
+from dataselect.features import FeatureConfig, FeatureSelector
 
 
 class Herding(FeatureSelector):
@@ -27,16 +24,10 @@ class Herding(FeatureSelector):
         """Budget and features."""
 
     config: Config
+    score = "distance between the mean of the picks so far and the class mean"
 
-    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
-        space = FeatureSpace(ctx, source, self.config)
-
-        def pick(samples: np.ndarray, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-            places, errors = herd(space.take(samples), count)
-            return samples[places.cpu().numpy()], errors.cpu().numpy()
-
-        meta = {"score": "distance between the mean of the picks so far and the class mean"}
-        return select_by_class(source, previous, self.config, pick, meta=meta)
+    def pick(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return herd(features, count)
 
 
 def herd(features: Tensor, count: int) -> tuple[Tensor, Tensor]:

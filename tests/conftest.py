@@ -1,0 +1,111 @@
+"""What the tests of methods and of the evaluation share: a small source of real digits, and a run around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from distill.cache import Cache
+from distill.contracts import Context, Source
+from distill.costs import Costs
+from distill.data.statistics import channel_statistics, split_of
+from distill.progress import NullProgress
+from distill.training.config import TrainConfig
+from distill.training.engine import Engine
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of an accelerator are skipped where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """uint8 (1797, 1, 8, 8) and int64 (1797,)."""
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images * 15).to(torch.uint8)[:, None]
+    return images, torch.from_numpy(bunch.target).long()
+
+
+@pytest.fixture(scope="session")
+def make_source() -> Callable[..., Source]:
+    """make_source(train=(8, 8, 8), valid=2, test=4, channels=1): `train` digits of each class.
+
+    Training rows of the classes alternate, so that a class is no slice.
+    """
+
+    def make(train: Sequence[int] = (8, 8, 8), *, valid: int = 2, test: int = 4, channels: int = 1) -> Source:
+        images, labels = _digits()
+        if channels == 3:
+            images = torch.cat([images, 255 - images, images // 2], dim=1)
+        rows = [(labels == number).nonzero().flatten() for number in range(len(train))]
+        parts = {
+            "train": [own[:count] for own, count in zip(rows, train, strict=True)],
+            "valid": [own[100 : 100 + valid] for own in rows],
+            "test": [own[-test:] for own in rows],
+        }
+        chosen = {name: torch.cat(part).sort().values for name, part in parts.items()}
+        splits = {name: split_of(images[part], labels[part]) for name, part in chosen.items()}
+        mean, std = channel_statistics(splits["train"].images)
+        return Source(
+            name="digits",
+            classes=tuple(
+                ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"][: len(train)]
+            ),
+            train=splits["train"],
+            valid=splits["valid"],
+            mean=mean,
+            std=std,
+            held_out=splits["test"],
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def source(make_source: Callable[..., Source]) -> Source:
+    """Three classes of eight training images, 1 x 8 x 8."""
+    return make_source()
+
+
+@pytest.fixture
+def make_context(tmp_path: Path) -> Iterator[Callable[..., Context]]:
+    """make_context(seed=0, folder=None, device="cpu", **train): a run of its own, or one whose cache lies in `folder`.
+
+    Networks are trained in this process: worker processes would cost more than the work.
+    """
+    engines: list[Engine] = []
+
+    def make(*, seed: int = 0, folder: Path | None = None, device: str = "cpu", **train: object) -> Context:
+        root = tmp_path / f"run-{len(engines)}" if folder is None else folder
+        progress = NullProgress()
+        engine = Engine(torch.device(device), precision="float32", progress=progress, way="serial")
+        engines.append(engine)
+        scratch = root / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return Context(
+            seed=seed,
+            device=torch.device(device),
+            cache=Cache(root / "cache", device=torch.device(device), progress=progress),
+            engine=engine,
+            costs=Costs(engine),
+            progress=progress,
+            train=TrainConfig.model_validate({"epochs": 2, **train}),
+            scratch=scratch,
+        )
+
+    yield make
+    for engine in engines:
+        engine.close()

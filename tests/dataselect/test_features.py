@@ -1,0 +1,131 @@
+"""The space in which selectors measure: pixels or a network's layer, and what is trained for it, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from dataselect.features import FeatureConfig, FeatureSpace
+from dataselect.herding import Herding
+from dataselect.kcenter import KCenter
+from distill.cache.teachers import train_teacher
+from distill.contracts import Context, Selection, Source
+from distill.errors import InputError
+
+NETWORK = {"model": {"name": "convnet", "width": 4}, "train": {"epochs": 1, "batch_size": 16}}
+
+
+def config(**options: object) -> FeatureConfig:
+    return FeatureConfig.model_validate({"ipc": 2, "network": NETWORK, **options})
+
+
+def forbid_training(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a network was trained")
+
+    monkeypatch.setattr(context.engine, "train", refuse)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_centred_and_scaled_by_channel(
+    make_source: Callable[..., Source], make_context: Callable[..., Context], channels: int
+) -> None:
+    source = make_source(channels=channels)
+    samples = np.array([3, 0, 11])
+    found = FeatureSpace(make_context(), source, config(features="pixels")).take(samples)
+    pixels = source.train.images.numpy()[samples] / 255 / np.array(source.std)[:, None, None]
+    wanted = pixels.reshape(3, -1) - pixels.reshape(3, -1).mean(axis=0)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+
+
+def test_network_features_are_the_layer_of_the_trained_network(
+    source: Source, make_context: Callable[..., Context]
+) -> None:
+    context, samples = make_context(), np.array([5, 2, 20, 7])
+    chosen = config()
+    found = FeatureSpace(context, source, chosen).take(samples)
+    network = train_teacher(context, source, chosen.network, name="features")
+    rows = context.cache.features(source.train, network).take(samples)
+    np.testing.assert_allclose(found.numpy(), rows - rows.mean(axis=0), atol=1e-5)
+    assert found.std() > 0
+
+
+def test_another_layer_gives_other_features(source: Source, make_context: Callable[..., Context]) -> None:
+    context, samples = make_context(), np.arange(6)
+    penultimate, logits = (
+        FeatureSpace(context, source, config(**layer)).take(samples)
+        for layer in ({}, {"layer": "classifier"})
+    )
+    assert penultimate.shape == (6, 4 * 2 * 2)
+    assert logits.shape == (6, len(source.classes))
+
+
+def test_an_unknown_layer_is_named_with_what_there_is(
+    source: Source, make_context: Callable[..., Context]
+) -> None:
+    with pytest.raises(InputError, match=r"clasifier") as caught:
+        FeatureSpace(make_context(), source, config(layer="clasifier")).take(np.arange(2))
+    assert "classifier" in str(caught.value.fix)
+
+
+def test_pixels_train_nothing(
+    source: Source, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context()
+    forbid_training(context, monkeypatch)
+    chosen = KCenter(KCenter.Config(ipc=2, features="pixels")).run(context, source, None)
+    assert len(chosen.indices) == 6
+
+
+@pytest.mark.parametrize("method", [KCenter, Herding])
+def test_a_budget_beyond_the_selection_before_is_refused_before_training(
+    method: type[KCenter | Herding],
+    source: Source,
+    make_context: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The source could give 4 of each class; the selection before kept 3."""
+    context = make_context()
+    forbid_training(context, monkeypatch)
+    labels = source.train.labels.numpy()
+    kept = np.concatenate([np.flatnonzero(labels == number)[:3] for number in range(3)])
+    before = Selection(kept, np.ones(9, np.float32), np.zeros(9, np.float32))
+    with pytest.raises(InputError, match="4 images per class"):
+        method(method.Config.model_validate({"ipc": 4, "network": NETWORK})).run(context, source, before)
+
+
+@pytest.mark.parametrize("method", [KCenter, Herding])
+def test_picks_class_by_class_in_the_feature_space(
+    method: type[KCenter | Herding], source: Source, make_context: Callable[..., Context]
+) -> None:
+    context = make_context()
+    selector = method(method.Config.model_validate({"ipc": 3, "network": NETWORK}))
+    found = selector.run(context, source, None)
+    space = FeatureSpace(context, source, selector.config)
+    for number in range(3):
+        samples = np.flatnonzero(source.train.labels.numpy() == number)
+        rows, scores = selector.pick(space.take(samples), 3)
+        own = slice(3 * number, 3 * number + 3)
+        assert found.indices[own].tolist() == samples[rows.numpy()].tolist()
+        np.testing.assert_array_equal(found.scores[own], scores.numpy())
+    assert found.meta == {"score": method.score}
+
+
+def test_estimate_counts_the_network_and_its_rows() -> None:
+    estimate = KCenter(config()).estimate(train=24, classes=3, before=None)
+    assert (estimate.images, estimate.features, len(estimate.trainings)) == (6, 24, 1)
+    assert estimate.trainings[0].samples == 24
+    assert estimate.trainings[0].train.epochs == 1
+    pixels = KCenter(config(features="pixels")).estimate(train=24, classes=3, before=None)
+    assert (pixels.images, pixels.features, pixels.trainings) == (6, 0, ())
+
+
+def test_features_are_float32_on_the_device_of_the_run(
+    source: Source, make_context: Callable[..., Context]
+) -> None:
+    found = FeatureSpace(make_context(), source, config(features="pixels")).take(np.arange(4))
+    assert (found.dtype, found.device) == (torch.float32, torch.device("cpu"))
+    assert float(found.mean(dim=0).abs().max()) < 1e-5
