@@ -51,7 +51,7 @@ def class_budget(counts: np.ndarray, names: tuple[str, ...], config: BudgetConfi
     """How many samples of each class to keep: int64 (C,).
 
     A fraction keeps round(fraction * n) samples in all, shared among the classes by largest remainder, none left
-    without one.
+    without one; it never asks a class for more than it has.
 
     Args:
         counts: int64 (C,), samples there are.
@@ -61,6 +61,7 @@ def class_budget(counts: np.ndarray, names: tuple[str, ...], config: BudgetConfi
     Raises:
         InputError: a class has fewer samples than the budget asks for, or the budget is below one a class.
     """
+    _refuse_empty(counts, names)
     if config.ipc is not None:
         return fixed_budget(counts, names, config.ipc)
     assert config.fraction is not None
@@ -68,10 +69,20 @@ def class_budget(counts: np.ndarray, names: tuple[str, ...], config: BudgetConfi
     if total < len(counts):
         raise InputError(
             f"a fraction of {config.fraction:g} keeps {total} images, fewer than the {len(counts)} classes",
-            allowed=f"a fraction of at least {len(counts) / int(counts.sum()):.3g}",
+            allowed=f"a fraction of at least {len(counts) / int(counts.sum()):.6g}",
             fix="raise fraction, or set ipc",
         )
     return _share(counts * config.fraction, total)
+
+
+def _refuse_empty(counts: np.ndarray, names: tuple[str, ...]) -> None:
+    empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    if empty:
+        raise InputError(
+            f"{len(empty)} of {len(names)} classes have no image to pick from",
+            found=_first(empty),
+            fix="leave these classes out with data.classes, or have the step before keep some of each",
+        )
 
 
 def _share(exact: np.ndarray, total: int) -> np.ndarray:
@@ -91,11 +102,15 @@ def fixed_budget(counts: np.ndarray, names: tuple[str, ...], ipc: int) -> np.nda
     if small:
         raise InputError(
             f"{ipc} images per class are asked for, and {len(small)} of {len(names)} classes have fewer",
-            found=", ".join(small[:5]) + (", ..." if len(small) > 5 else ""),
+            found=_first(small),
             allowed=f"at most {int(counts.min())} images per class",
             fix="lower ipc, leave these classes out with data.classes, or cut fewer off with data.valid",
         )
     return np.full(len(names), ipc, dtype=np.int64)
+
+
+def _first(words: list[str], most: int = 5) -> str:
+    return ", ".join([*words[:most], *(["..."] if len(words) > most else [])])
 
 
 class Selector(Method):

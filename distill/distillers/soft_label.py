@@ -86,7 +86,9 @@ class SoftLabel(Method):
         teacher = train_teacher(ctx, source, self.config.teacher, name="teacher")
         logits = _label(plain, teacher, ctx.device)
         right = float((logits.argmax(axis=1) == plain.labels.numpy()).mean())
-        ctx.progress.note(f"the teacher gives the true class to {right:.1%} of {len(plain)} images", right=right)
+        ctx.progress.note(
+            f"the teacher gives the true class to {right:.1%} of {len(plain)} images", right=right
+        )
         soft = encode(
             logits[None],
             codec="full",
