@@ -1,18 +1,20 @@
 """A worker process: reads jobs from standard input, trains them, writes results to standard output.
 
-Started by `distill.training.workers`. It ends, without a word, when its input ends or nobody reads its output any more,
-even in the middle of a job, so that nothing outlives a parent that was killed.
+Started by `distill.training.workers`. It ends when its input ends, without a word and even in the middle of a job, and
+takes the pools' files along, so that nothing outlives a parent that was killed.
 """
 
 from __future__ import annotations
 
 import os
 import queue
-import signal
+import shutil
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -27,8 +29,6 @@ _CPU = torch.device("cpu")
 
 
 def main() -> None:
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     keep_freed_memory()
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a stray print must not reach the frames
@@ -36,13 +36,25 @@ def main() -> None:
     threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
     pools: dict[str, Pool] = {}
     while True:
-        write_frame(results, _answer(jobs.get(), pools, results))
+        _send(results, _answer(jobs.get(), pools, results))
 
 
 def _listen(stream: IO[bytes], jobs: queue.SimpleQueue[Any]) -> None:
+    folders: set[Path] = set()
     while (message := read_frame(stream)) is not None:
+        folders.add(Path(message["files"]["pool"]).parent)
         jobs.put(message)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
+
+
+def _send(results: IO[bytes], message: tuple[Any, ...]) -> None:
+    """Write one message; where nobody reads any more, wait for `_listen` to end this process."""
+    with suppress(BrokenPipeError):
+        write_frame(results, message)
+        return
+    threading.Event().wait()
 
 
 def _answer(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes]) -> tuple[Any, ...]:
@@ -65,7 +77,7 @@ def _train(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes]) 
             [job],
             device=_CPU,
             dtype=message["dtype"],
-            report=lambda steps: write_frame(results, ("steps", steps)),
+            report=lambda steps: _send(results, ("steps", steps)),
         )[0]
 
 

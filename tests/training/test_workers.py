@@ -151,6 +151,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert ended.returncode == -signal.SIGKILL
     assert ended.stdout == b"training\n"
     assert ended.stderr == b"", "no traceback of a worker"
+    assert not list(tmp_path.glob("distill-pools-*")), "nor the pools' files"
 
 
 def test_the_error_of_a_job_ends_all_and_leaves_nothing(make_job: MakeJob) -> None:
