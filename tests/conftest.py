@@ -84,8 +84,10 @@ def source(make_source: Callable[..., Source]) -> Source:
 def make_context(tmp_path: Path) -> Iterator[Callable[..., Context]]:
     """make_context(seed=0, folder=None, device="cpu", **train): a run of its own, or one whose cache lies in `folder`.
 
-    Networks are trained in this process: worker processes would cost more than the work.
+    Networks are trained in this process by one thread: more would cost more than the work.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     engines: list[Engine] = []
 
     def make(*, seed: int = 0, folder: Path | None = None, device: str = "cpu", **train: object) -> Context:
@@ -109,3 +111,4 @@ def make_context(tmp_path: Path) -> Iterator[Callable[..., Context]]:
     yield make
     for engine in engines:
         engine.close()
+    torch.set_num_threads(threads)

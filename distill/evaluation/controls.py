@@ -7,6 +7,7 @@ draws another subset for each seed, so that its interval holds the luck of the d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -75,16 +76,18 @@ def build_arms(
         arms.append(Arm("random", "hard", real, config, _random_indices(distilled, source, seed, seeds)))
     if "full" in against:
         epochs = full_epochs or _equal_epochs(config, len(distilled), len(source.train))
-        arms.append(Arm("full", "hard", real, config.model_copy(update={"epochs": epochs})))
+        arms.append(Arm("full", "hard", real, _lasting(config, epochs)))
     return arms
 
 
 def _refuse_other_classes(distilled: DistilledSet, source: Source) -> None:
     if distilled.classes != source.classes:
+        pairs = list(zip_longest(distilled.classes, source.classes, fillvalue="no class"))
+        number = next(number for number, (a, b) in enumerate(pairs) if a != b)
         raise InputError(
             "the set was made for other classes than the data have",
-            found=", ".join(distilled.classes[:5]),
-            allowed=", ".join(source.classes[:5]),
+            found=f"{len(distilled.classes)} classes, class {number} is {pairs[number][0]}",
+            allowed=f"{len(source.classes)} classes, class {number} is {pairs[number][1]}",
             fix="evaluate on the data that the set was made from (data.* options)",
         )
     if tuple(distilled.images.shape[1:]) != source.image_shape:
@@ -97,7 +100,7 @@ def _refuse_other_classes(distilled: DistilledSet, source: Source) -> None:
 
 
 def _regimes(distilled: DistilledSet, asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    has = ("hard",) if distilled.soft is None else ("hard", "soft")
+    has: tuple[str, ...] = ("hard",) if distilled.soft is None else ("hard", "soft")
     for regime in asked or ():
         if regime not in has:
             raise InputError(
@@ -106,7 +109,7 @@ def _regimes(distilled: DistilledSet, asked: tuple[str, ...] | None) -> tuple[st
                 allowed=", ".join(has),
                 fix="name another regime, or add a step that labels the set, such as soft_label",
             )
-    return asked or has
+    return tuple(dict.fromkeys(asked or has))
 
 
 def _set_arm(distilled: DistilledSet, regime: str) -> Arm:
@@ -126,15 +129,24 @@ def _set_arm(distilled: DistilledSet, regime: str) -> Arm:
 def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: int) -> tuple[Tensor, ...]:
     """For each seed, as many real images of every class as the set has."""
     budget = class_counts(distilled.labels.numpy(), len(source.classes))
-    if (budget > source_counts(source)).any():
+    there = source_counts(source)
+    if (budget > there).any():
+        number = int((budget - there).argmax())
         raise InputError(
             "the set has more images of a class than the data, so there is no random control of its size",
+            found=f"class {source.classes[number]}: {budget[number]} in the set, {there[number]} in the data",
             fix="leave random out of evaluate.against",
         )
     subsets = (
         random_subset(source, budget, seed=derive_seed(seed, "random control", k)) for k in range(seeds)
     )
     return tuple(torch.from_numpy(subset) for subset in subsets)
+
+
+def _lasting(config: TrainConfig, epochs: int) -> TrainConfig:
+    """The training stretched or shortened to `epochs`; its warm-up keeps its share."""
+    warmup = config.warmup_epochs * epochs / config.epochs
+    return config.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
 
 
 def _equal_epochs(config: TrainConfig, small: int, large: int) -> int:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distill.contracts import DistilledSet, Progress, Source
 from distill.evaluation.controls import Arm, build_arms
@@ -54,27 +55,33 @@ class Ledger:
         self.path = path
         self.identity = identity
         self.known: dict[str, float] = {}
+        self._torn = False
         if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            self._torn = text != "" and not text.endswith("\n")
+            for line in text.splitlines():
                 entry = _parse(line)
                 if entry is not None and entry["set"] == identity:
                     self.known[entry["job"]] = entry["accuracy"]
 
     def add(self, job: str, accuracy: float) -> None:
+        """Remember the accuracy of a student, here and in the file."""
         self.known[job] = accuracy
         if self.path is None:
             return
+        line = json.dumps({"set": self.identity, "job": job, "accuracy": accuracy}) + "\n"
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"set": self.identity, "job": job, "accuracy": accuracy}) + "\n")
+            file.write("\n" + line if self._torn else line)
+        self._torn = False
 
 
-def _parse(line: str) -> dict | None:
+def _parse(line: str) -> dict[str, Any] | None:
     """A line of the ledger; None for one that was cut off by a crash."""
     try:
         entry = json.loads(line)
-        return entry if {"set", "job", "accuracy"} <= set(entry) else None
-    except (ValueError, TypeError):
+    except ValueError:
         return None
+    return entry if isinstance(entry, dict) and {"set", "job", "accuracy"} <= entry.keys() else None
 
 
 def evaluate(
@@ -101,15 +108,18 @@ def evaluate(
         seeds=protocol.seeds,
     )
     test = Pool(source.test.images, source.test.labels, distilled.preprocessing)
+    students = tuple(dict.fromkeys(protocol.students))
     jobs = {
-        f"{arm.name}/{arm.regime}/{describe(student)}/{k}": _job(arm, student, k, test, len(source.classes), protocol.seed)
-        for student in protocol.students
+        _job_name(arm, student, k): _job(arm, student, k, test, len(source.classes), protocol.seed)
+        for student in students
         for arm in arms
         for k in range(protocol.seeds)
     }
     waiting = {name: job for name, job in jobs.items() if name not in ledger.known}
     if len(waiting) < len(jobs):
-        progress.note(f"{len(jobs) - len(waiting)} of {len(jobs)} students are known from the interrupted run")
+        progress.note(
+            f"{len(jobs) - len(waiting)} of {len(jobs)} students are known from the interrupted run"
+        )
     names = list(waiting)
 
     def remember(number: int, trained: Trained) -> None:
@@ -118,10 +128,13 @@ def evaluate(
 
     if waiting:
         engine.train(list(waiting.values()), title="students", on_done=remember)
-    results = tuple(
-        _result(arm, student, protocol, ledger) for student in protocol.students for arm in arms
-    )
+    results = tuple(_result(arm, student, protocol.seeds, ledger) for student in students for arm in arms)
     return results, tuple(paired_differences(results))
+
+
+def _job_name(arm: Arm, student: Strict, k: int) -> str:
+    """What the ledger calls the k-th student of an arm."""
+    return f"{arm.name}/{arm.regime}/{describe(student)}/{k}"
 
 
 def _job(arm: Arm, student: Strict, k: int, test: Pool, classes: int, seed: int) -> Job:
@@ -138,15 +151,12 @@ def _job(arm: Arm, student: Strict, k: int, test: Pool, classes: int, seed: int)
     )
 
 
-def _result(arm: Arm, student: Strict, protocol: Protocol, ledger: Ledger) -> ArmResult:
-    name = describe(student)
+def _result(arm: Arm, student: Strict, seeds: int, ledger: Ledger) -> ArmResult:
     return ArmResult(
         arm=arm.name,
         regime=arm.regime,
-        student=name,
-        accuracies=tuple(
-            ledger.known[f"{arm.name}/{arm.regime}/{name}/{k}"] for k in range(protocol.seeds)
-        ),
+        student=describe(student),
+        accuracies=tuple(ledger.known[_job_name(arm, student, k)] for k in range(seeds)),
         epochs=arm.config.epochs,
         steps=arm.config.epochs * -(-arm.images // arm.config.batch_size),
         images=arm.images,
