@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distill.cache import default_folder
 from distill.contracts import Estimate, Method, StepKind
 from distill.data import Plan, plan
 from distill.errors import InputError
-from distill.models import build, describe
+from distill.models import describe
+from distill.models.cost import forward_cost
 from distill.recipe import Recipe
 from distill.report.quantities import seconds, size
 from distill.run_folder import RunFolder
@@ -159,7 +158,7 @@ def _students(recipe: Recipe, images: int, looked: Plan) -> list[Work]:
     for student in asked.students:
         one = _training(student, recipe.train, images, looked.image_shape, looked.classes, title="students")
         count = arms * asked.seeds
-        test_flops = _forward(student, looked.image_shape, looked.classes)[0] * looked.test
+        test_flops = forward_cost(student, looked.image_shape, looked.classes).flops * looked.test
         found.append(
             Work(
                 "students",
@@ -175,48 +174,22 @@ def _students(recipe: Recipe, images: int, looked: Plan) -> list[Work]:
 def _training(
     model: Strict, train: TrainConfig, samples: int, shape: tuple[int, int, int], classes: int, *, title: str
 ) -> Work:
-    flops, activations, parameters = _forward(model, shape, classes)
+    cost = forward_cost(model, shape, classes)
     batch = min(train.batch_size, samples)
     return Work(
         title,
-        flops=3 * flops * samples * train.epochs,  # backward costs twice the forward
+        flops=3 * cost.flops * samples * train.epochs,  # backward costs twice the forward
         steps=train.epochs * -(-samples // train.batch_size),
         parallel=1,
-        peak_bytes=4 * (3 * parameters + 2 * activations * batch),
+        peak_bytes=4 * (3 * cost.parameters + 2 * cost.activations * batch),
     )
-
-
-def _forward(model: Strict, shape: tuple[int, int, int], classes: int) -> tuple[float, int, int]:
-    """Operations and activation numbers of one image's forward pass, and parameters."""
-    with torch.device("meta"):
-        network = build(_without_weights(model), image_shape=shape, classes=classes, seed=0)
-    network.eval()
-    activations = [0]
-
-    def count(_: nn.Module, __: object, output: object) -> None:
-        if isinstance(output, torch.Tensor):
-            activations[0] += output.numel()
-
-    for module in network.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, *shape, device="meta"))
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return float(counter.get_total_flops()), activations[0], parameters
-
-
-def _without_weights(model: Strict) -> Strict:
-    """The configuration without a weights file: a dry run reads none."""
-    named = getattr(model, "weights", None) is not None
-    return model.model_copy(update={"weights": None, "sha256": None}) if named else model
 
 
 def _cache_bytes(estimates: Sequence[Estimate | None], shape: tuple[int, int, int], classes: int) -> int:
     trainings = [training for estimate in estimates if estimate for training in estimate.trainings]
     if not trainings:
         return 0
-    parameters = max(_forward(training.model, shape, classes)[2] for training in trainings)
+    parameters = max(forward_cost(training.model, shape, classes).parameters for training in trainings)
     features = sum(estimate.features for estimate in estimates if estimate)
     widest = 4096  # features of most networks here
     return 4 * (parameters * len(trainings) + features * (widest + classes))

@@ -24,7 +24,8 @@ class TrainConfig(Strict):
 
     The field's evaluation of distilled sets (reference: Cazenavette et al., "Dataset Distillation by Matching
     Training Trajectories", CVPR 2022, released code) is SGD with momentum, the learning rate dropped tenfold
-    half-way (`schedule: step`) and DSA; these are the defaults.
+    half-way (`schedule: step`) and DSA; these are the defaults. `label_smoothing` is for hard labels, `temperature` for
+    soft ones.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"

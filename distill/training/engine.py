@@ -3,7 +3,7 @@
 - On a GPU, as one stack: every kernel computes all K networks (`distill/training/networks.py`).
 - On a CPU, as worker processes with one thread each (`distill/training/workers.py`): small networks do not fill two
   threads, and a stack is slower than a loop there.
-- One network alone, in this process with all threads.
+- One network alone, in this process, with as many threads as its steps can keep busy.
 
 The way chosen changes results by rounding alone: orders, views and initial weights come from each job's seed.
 """
@@ -19,6 +19,7 @@ import torch
 
 from distill.contracts import Progress
 from distill.errors import InputError, MemoryExhaustedError
+from distill.models.cost import forward_cost
 from distill.models.torchvision_models import TorchvisionConfig
 from distill.training.config import Precision
 from distill.training.job import Job, Trained
@@ -28,6 +29,9 @@ from distill.training.precision import resolve_precision
 from distill.training.workers import WorkerPool
 
 Way = Literal["auto", "serial", "workers", "stack"]
+
+# Work of a training step for which one more thread pays.
+_FLOPS_A_THREAD = 1e9
 
 _FIX_MEMORY = "lower train.batch_size, use a smaller network, or set DISTILL_WORKERS=1 on a CPU"
 
@@ -103,8 +107,7 @@ class Engine:
             elif way == "stack":
                 self._train_stacks(jobs, task.advance, done)
             else:
-                for number, job in enumerate(jobs):
-                    done(number, self._train_group([job], task.advance)[0])
+                self._train_one_by_one(jobs, task.advance, done)
         return [results[number] for number in range(len(jobs))]
 
     def choose(self, jobs: Sequence[Job]) -> Way:
@@ -118,6 +121,17 @@ class Engine:
     def _train_group(self, jobs: Sequence[Job], report: Callable[[int], None]) -> list[Trained]:
         with memory_errors(f"training {jobs[0].label}", fix=_FIX_MEMORY):
             return train(jobs, device=self.device, dtype=self.dtype, report=report)
+
+    def _train_one_by_one(
+        self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
+    ) -> None:
+        before = torch.get_num_threads()
+        try:
+            for number, job in enumerate(jobs):
+                torch.set_num_threads(min(useful_threads(job), before))
+                done(number, self._train_group([job], report)[0])
+        finally:
+            torch.set_num_threads(before)
 
     def _train_stacks(
         self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
@@ -153,6 +167,13 @@ class Engine:
         """Bound on the worker processes' memory together since the last call, bytes; 0 if none worked."""
         peak, self._worker_peak = self._worker_peak, 0
         return peak
+
+
+def useful_threads(job: Job) -> int:
+    """Threads that a network alone can keep busy on a CPU; small steps lose more to waiting than they gain."""
+    batch = min(job.config.batch_size, job.samples)
+    step = 3 * batch * forward_cost(job.model, job.pool.image_shape, job.classes).flops
+    return max(1, round(step / _FLOPS_A_THREAD))
 
 
 def stackable(jobs: Sequence[Job]) -> list[list[int]]:
