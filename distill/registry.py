@@ -22,18 +22,42 @@ class Entry:
 
     Args:
         target: `module:attribute`.
-        kind: `selector`, `distiller`, `data` or `model`.
-        summary: one line for listings.
+        own_kind, own_summary: kind and summary, None where the class must be asked for them.
+        package: the installed package that registers it, None for our own.
     """
 
     name: str
     target: str
-    kind: str
-    summary: str
+    own_kind: str | None = None
+    own_summary: str | None = None
+    package: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """`selector`, `distiller`, `data` or `model`."""
+        return self.load().kind if self.own_kind is None else self.own_kind
+
+    @property
+    def summary(self) -> str:
+        """One line for listings."""
+        if self.own_summary is not None:
+            return self.own_summary
+        return next(iter((self.load().__doc__ or "").strip().splitlines()), "")
 
     def load(self) -> Any:
-        module, attribute = self.target.split(":")
-        return getattr(import_module(module), attribute)
+        """Import what is registered; InputError where another package's cannot be imported."""
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except Exception as error:
+            if self.package is None:
+                raise
+            raise InputError(
+                f"{self.name!r} of the installed package {self.package} cannot be imported",
+                where=self.target,
+                found=f"{type(error).__name__}: {error}",
+                fix=f"update {self.package}, or uninstall it",
+            ) from error
 
 
 def _table(kind: str, rows: Iterable[tuple[str, str, str]]) -> dict[str, Entry]:
@@ -95,19 +119,22 @@ MODELS: dict[str, Entry] = _table(
 
 
 def methods() -> dict[str, Entry]:
-    """Built-in methods and those of installed packages, by name."""
+    """Built-in methods and those of installed packages, by name; none is imported by this.
+
+    Raises:
+        InputError: an installed package registers a name that is taken.
+    """
     found = dict(METHODS)
     for point in entry_points(group="distill.methods"):
-        if point.name in METHODS and METHODS[point.name].target != point.value:
+        package = point.dist.name if point.dist else "?"
+        taken = found.get(point.name)
+        if taken is not None and taken.target != point.value:
+            owner = "distill's own" if taken.package is None else f"also that of {taken.package}"
             raise InputError(
-                f"the installed package {point.dist.name if point.dist else '?'} registers a method "
-                f"under the built-in name {point.name!r}",
-                fix="uninstall it, or ask its authors for another name",
+                f"the installed package {package} registers a method under the name {point.name!r}, which is {owner}",
+                fix=f"uninstall {package}, or ask its authors for another name",
             )
-        if point.name not in found:
-            cls = point.load()
-            summary = (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
-            found[point.name] = Entry(point.name, point.value, cls.kind, summary)
+        found.setdefault(point.name, Entry(point.name, point.value, package=package))
     return found
 
 
