@@ -7,7 +7,8 @@ minutes from hours, no more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +83,19 @@ def check_places(steps: Sequence[Method]) -> None:
     """Let every step refuse its place in the order of steps."""
     follows: StepKind | None = None
     for number, step in enumerate(steps):
-        try:
+        with step_named(number, step):
             step.check_place(follows)
-        except InputError as error:
-            error.where = error.where or f"steps.{number}.{step.name}"
-            raise
         follows = step.kind
+
+
+@contextmanager
+def step_named(number: int, step: Method) -> Iterator[None]:
+    """Put the step's place in the recipe into an InputError that names none."""
+    try:
+        yield
+    except InputError as error:
+        error.where = error.where or f"steps.{number}.{step.name}"
+        raise
 
 
 def _estimates(recipe: Recipe, steps: Sequence[Method], looked: Plan) -> list[Estimate | None]:

@@ -17,7 +17,7 @@ from distill.cache import Cache, default_folder
 from distill.contracts import Context, DistilledSet, Method, Progress, Selection, Source, StepKind
 from distill.costs import Costs
 from distill.data import open_source
-from distill.dry_run import check_places
+from distill.dry_run import check_places, step_named
 from distill.dry_run import dry_run as plan_text
 from distill.environment import code_revision, machine, versions
 from distill.errors import InputError
@@ -182,11 +182,8 @@ def check_steps(steps: Sequence[Method], source: Source) -> None:
     """Let every step refuse what it cannot do, before the first one runs."""
     follows: StepKind | None = None
     for number, step in enumerate(steps):
-        try:
+        with step_named(number, step):
             step.check(source.without_test(), follows)
-        except InputError as error:
-            error.where = error.where or f"steps.{number}.{step.name}"
-            raise
         follows = step.kind
 
 
@@ -217,7 +214,7 @@ def _run_steps(
             scratch=scratch,
         )
         hits = shop.cache.hits
-        with shop.costs.stage(title):
+        with shop.costs.stage(title), step_named(number, step):
             result = step.run(ctx, source, result)
             if shop.cache.hits > hits:
                 shop.costs.mark_cached()
