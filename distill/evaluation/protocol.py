@@ -14,6 +14,7 @@ from typing import Any
 from distill.contracts import DistilledSet, Progress, Source
 from distill.evaluation.controls import Arm, build_arms
 from distill.evaluation.results import ArmResult, PairedDifference
+from distill.errors import InputError
 from distill.files import disk_errors
 from distill.models import describe
 from distill.randomness import derive_seed
@@ -109,6 +110,7 @@ def evaluate(
     )
     test = Pool(source.test.images, source.test.labels, distilled.preprocessing)
     students = tuple(dict.fromkeys(protocol.students))
+    _refuse_one_name_for_two(students)
     jobs = {
         _job_name(arm, student, k): _job(arm, student, k, test, len(source.classes), protocol.seed)
         for student in students
@@ -130,6 +132,18 @@ def evaluate(
         engine.train(list(waiting.values()), title="students", on_done=remember)
     results = tuple(_result(arm, student, protocol.seeds, ledger) for student in students for arm in arms)
     return results, tuple(paired_differences(results))
+
+
+def _refuse_one_name_for_two(students: Sequence[Strict]) -> None:
+    """Results are told by what `describe` calls a student, so two must not share a name."""
+    names = [describe(student) for student in students]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            "two students would have one name in the report",
+            found=twice,
+            fix="give their weights files different names, or evaluate them one after the other",
+        )
 
 
 def _job_name(arm: Arm, student: Strict, k: int) -> str:

@@ -79,6 +79,13 @@ def test_every_arm_regime_student_and_seed_is_trained_once(soft_set: DistilledSe
     assert f"student {describe(CONVNET)} on set (soft labels), seed 2" in labels
 
 
+def test_two_students_of_one_name_are_refused(hard_set: DistilledSet, source: Source) -> None:
+    name = "torchvision/resnet18"
+    pair = tuple(model_config({"name": name, "weights": f"{folder}/weights.pt"}) for folder in "ab")
+    with pytest.raises(InputError, match="two students would have one name"):
+        run(hard_set, source, engine=StubEngine(), protocol=replace(PROTOCOL, students=pair))
+
+
 def test_a_student_named_twice_is_trained_and_told_once(hard_set: DistilledSet, source: Source) -> None:
     engine = StubEngine()
     results, paired = run(hard_set, source, engine=engine, protocol=replace(PROTOCOL, students=(MLP, MLP)))
