@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.contracts import DistilledSet, Progress, Source
+from distill.errors import InputError
 from distill.evaluation.controls import Arm, build_arms
 from distill.evaluation.results import ArmResult, PairedDifference
-from distill.errors import InputError
 from distill.files import disk_errors
 from distill.models import describe
 from distill.randomness import derive_seed
