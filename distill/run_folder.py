@@ -106,9 +106,9 @@ class RunFolder:
             InputError: another recipe's run is there, there is nothing to resume, or the folder is not writable.
         """
         self.make()
-        if not fresh and self.recipe.exists():
+        if not fresh and self._holds_work():
             self._refuse_other_recipe(merged_yaml)
-        interrupted = self.resume.is_dir() and not fresh
+        interrupted = self._was_interrupted() and not fresh
         if resume and not interrupted:
             raise InputError(
                 "there is no interrupted run to resume",
@@ -122,10 +122,18 @@ class RunFolder:
         write_bytes_atomically(self.recipe, merged_yaml.encode())
         return interrupted
 
+    def _was_interrupted(self) -> bool:
+        """Whether there is anything of a run to go on with; one that failed before its first result left nothing."""
+        return self.resume.is_dir() and any(path.is_file() for path in self.resume.rglob("*"))
+
+    def _holds_work(self) -> bool:
+        """Whether another run would destroy something."""
+        return self._was_interrupted() or self.set.exists() or self.report_json.exists()
+
     def _refuse_other_recipe(self, merged_yaml: str) -> None:
         try:
             earlier = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, UnicodeDecodeError, OSError):
             earlier = None
         wanted = yaml.safe_load(merged_yaml)
         if earlier == wanted:
@@ -160,9 +168,11 @@ class RunFolder:
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             _lock(handle, self.root)
-            yield
-            with suppress(OSError):
-                path.unlink()
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
         finally:
             os.close(handle)
 

@@ -293,3 +293,10 @@ def test_a_diverging_student_says_what_to_change_and_the_set_stays(
     assert result.exit_code == 2
     assert "lower lr" in result.stderr and "student mlp-w8-d2 on" in result.stderr
     assert call("inspect", tmp_path / "out" / "set.h5", "--verify").exit_code == 0
+
+
+def test_a_run_that_failed_early_does_not_block_its_folder(call: Call, recipe: Path, tmp_path: Path) -> None:
+    assert call("run", recipe, "--out", "out", "steps.0.ipc=1000").exit_code == 2
+    assert not (tmp_path / "out" / ".lock").exists()
+    assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
+    assert listing(tmp_path / "out") == OUTPUTS
