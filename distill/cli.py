@@ -28,6 +28,8 @@ class Guarded(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminated)
+        # A shell script that starts us in the background lets us ignore SIGINT; a run can always be gone on with.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
