@@ -24,6 +24,7 @@ ORDER = [
     "yaml_lines",
     "training.config",
     "contracts",
+    "preprocessing",
     "progress",
     "recipe_problems",
     "recipe_overrides",

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from distill.augment import Views, apply_mix, apply_views, draw_mix, draw_views
 from distill.contracts import Preprocessing
+from distill.preprocessing import Transform
 from distill.randomness import counter_permutation, derive_seed
 from distill.training.config import TrainConfig
 from distill.training.job import Job, Pool
 
 # Views are drawn for several epochs at once until this many: small sets would spend their time drawing few.
 _VIEWS_AT_ONCE = 4096
+_WHITENED_AT_ONCE = 4096  # images
 
 
 class DeviceImages:
@@ -54,7 +56,7 @@ class DeviceImages:
 
 
 def _affine(preprocessing: Preprocessing, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and summand (Ch,) that take a stored pixel to a normalised one."""
+    """Factor and summand (Ch,) that take a stored pixel to a normalised one: `Transform` in one pass."""
     full = 255.0 if dtype == torch.uint8 else 1.0
     std = torch.tensor(preprocessing.std, dtype=torch.float64)
     mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
@@ -63,14 +65,11 @@ def _affine(preprocessing: Preprocessing, dtype: torch.dtype, device: torch.devi
 
 def _whiten(pool: Pool) -> Tensor:
     """float32 (N, Ch, H, W): normalised, then ZCA, in blocks."""
-    pre = pool.preprocessing
-    assert pre.zca is not None and pre.zca_mean is not None
-    matrix, center = torch.from_numpy(pre.zca), torch.from_numpy(pre.zca_mean)
-    scale, offset = _affine(pre, pool.images.dtype, torch.device("cpu"))
+    transform = Transform(pool.preprocessing)
     out = torch.empty(pool.images.shape, dtype=torch.float32)
-    for start in range(0, len(pool), 4096):
-        block = pool.images[start : start + 4096].float() * scale[:, None, None] + offset[:, None, None]
-        out[start : start + 4096] = ((block.flatten(1) - center) @ matrix).view_as(block)
+    for start in range(0, len(pool), _WHITENED_AT_ONCE):
+        rows = slice(start, start + _WHITENED_AT_ONCE)
+        out[rows] = transform(pool.images[rows])
     return out
 
 

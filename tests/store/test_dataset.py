@@ -16,7 +16,8 @@ import distill
 from distill.contracts import DistilledSet, Preprocessing
 from distill.errors import InputError
 from distill.labels.codecs import encode
-from distill.store.dataset import SetDataset, Transform
+from distill.preprocessing import Transform
+from distill.store.dataset import SetDataset
 from distill.store.writer import write_set
 from distill.training.config import TrainConfig
 

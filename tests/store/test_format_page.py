@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from distill.contracts import DistilledSet
+from distill.preprocessing import Transform
 from distill.store import format as fmt
-from distill.store.dataset import Transform
 from distill.store.writer import write_set
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
