@@ -57,7 +57,7 @@ def run(
     recipe: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     device: str | None = None,
     seed: int | None = None,
     resume: bool = False,
@@ -80,7 +80,7 @@ def run(
         DistillError: with an exit code and what to do; see `distill.errors`.
     """
     loaded, name = resolve(recipe, overrides, seed)
-    folder = RunFolder(out or Path("runs") / name)
+    folder = RunFolder(Path(out) if out else Path("runs") / name)
     torch_device = choose_device(device)
     with folder.locked():
         goes_on = folder.open(merged_yaml(loaded), resume=resume, fresh=fresh)
@@ -97,7 +97,7 @@ def dry_run(
     recipe: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     device: str | None = None,
     seed: int | None = None,
 ) -> str:
@@ -105,7 +105,9 @@ def dry_run(
     loaded, name = resolve(recipe, overrides, seed)
     steps = make_steps(loaded)
     check_places(steps)
-    return plan_text(loaded, steps, RunFolder(out or Path("runs") / name), choose_device(device))
+    return plan_text(
+        loaded, steps, RunFolder(Path(out) if out else Path("runs") / name), choose_device(device)
+    )
 
 
 def resolve(
@@ -261,7 +263,7 @@ def evaluate(
     seeds: int | None = None,
     against: Sequence[str] | None = None,
     regimes: Sequence[str] | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> Evaluation:
@@ -290,9 +292,15 @@ def evaluate(
         made_from = distilled.provenance.get("source", {}).get("train_fingerprint")
         if made_from is not None and made_from != source.train.fingerprint:
             progress.warn("these are not the training data that the set was made from")
-        if any(argument.startswith("train.") for argument in overrides):
-            distilled = replace(distilled, train=recipe.train)
-        folder = None if out is None else RunFolder(out)
+        # Only what is named changes: a method may have set the rest, such as the labels' temperature.
+        named = [
+            argument.split("=")[0].removeprefix("train.")
+            for argument in overrides
+            if argument.startswith("train.")
+        ]
+        changes = {key: getattr(recipe.train, key) for key in named}
+        distilled = replace(distilled, train=distilled.train.model_copy(update=changes))
+        folder = None if out is None else RunFolder(Path(out))
         if folder is not None:
             folder.make()
         return _evaluate(distilled, source, path, shop, ledger=None, out=folder)

@@ -138,3 +138,13 @@ def test_help_loads_nothing_heavy() -> None:
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]", f"after {time.monotonic() - start:.1f} s"
+
+
+def test_evaluate_changes_only_what_is_named(call: Call, recipe: Path, tmp_path: Path) -> None:
+    """The temperature that soft_label gave the set stays, whatever else of `train` is overridden."""
+    assert call("run", recipe, "steps.1.temperature=4", "--out", "warm", "--quiet").exit_code == 0
+    path = tmp_path / "warm" / "set.h5"
+    options = ("--against", "random", "--json")
+    plain = json.loads(call("evaluate", path, *options).stdout)["results"]
+    named = json.loads(call("evaluate", path, "train.epochs=2", *options).stdout)["results"]
+    assert named == plain
