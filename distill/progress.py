@@ -3,11 +3,12 @@
 `open_progress` chooses the display. log.jsonl holds one JSON object a line: `time` (ISO 8601, UTC), `event`,
 and the facts of the event. Tasks and notes write these events, `Progress.record` any other:
 
-    started   task, total, unit
-    finished  task, count, seconds
-    failed    task, count, seconds, error
-    note      text and facts
-    warning   text and facts
+    started      task, total, unit
+    finished     task, count, seconds
+    failed       task, count, seconds, error
+    interrupted  task, count, seconds
+    note         text and facts
+    warning      text and facts
 
 Neither a display nor a log that cannot be written to any more ends a run.
 """
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -42,6 +43,7 @@ FORETOLD = (
 )
 
 Clock = Callable[[], float]
+Ending = Literal["finished", "failed", "interrupted"]
 
 
 @contextmanager
@@ -130,13 +132,13 @@ class _Job:
                 parts.append(f"{_duration((self.total - self.count) / rate)} left")
         return ", ".join(parts)
 
-    def outcome(self, now: float, *, failed: bool) -> str:
+    def outcome(self, now: float, ending: Ending) -> str:
         """What the last line says, such as `done, 1797 image in 12 s (146 image/s)`."""
         seconds = now - self.begun
-        if failed:
+        if ending != "finished":
             of = "" if self.total is None else f"/{self.total}"
             counted = f", {self.count}{of}" if self.count or of else ""
-            return f"failed after {_duration(seconds)}{counted}"
+            return f"{ending} after {_duration(seconds)}{counted}"
         if not self.count:
             return f"done in {_duration(seconds)}"
         rate = f" ({_per_second(self.count / seconds, self.unit)})" if seconds > 0 else ""
@@ -162,21 +164,20 @@ class _Reporter:
             self.record("started", task=title, total=total, unit=unit)
         try:
             yield job
-        except BaseException as error:  # Ctrl-C too: a bar must not outlive its task
-            self._end(job, error=f"{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            self._end(job, "interrupted")
             raise
-        self._end(job, error=None)
+        except BaseException as error:  # whatever it is: a bar must not outlive its task
+            self._end(job, "failed", error=f"{type(error).__name__}: {error}")
+            raise
+        self._end(job, "finished")
 
-    def _end(self, job: _Job, *, error: str | None) -> None:
+    def _end(self, job: _Job, ending: Ending, **facts: str) -> None:
         with self.lock:
             self._open -= 1
             now = self.clock()
-            self.display.ended(job, now, failed=error is not None)
-            facts = {"task": job.title, "count": job.count, "seconds": round(now - job.begun, 6)}
-            if error is None:
-                self.record("finished", **facts)
-            else:
-                self.record("failed", **facts, error=error)
+            self.display.ended(job, now, ending)
+            self.record(ending, task=job.title, count=job.count, seconds=round(now - job.begun, 6), **facts)
 
     def note(self, text: str, **facts: Any) -> None:
         with self.lock:
@@ -201,7 +202,7 @@ class _Display(Protocol):
 
     def advanced(self, job: _Job, now: float) -> None: ...
 
-    def ended(self, job: _Job, now: float, *, failed: bool) -> None: ...
+    def ended(self, job: _Job, now: float, ending: Ending) -> None: ...
 
     def say(self, text: str, *, warning: bool) -> None: ...
 
@@ -228,7 +229,7 @@ class _Quiet:
     def advanced(self, job: _Job, now: float) -> None:
         pass
 
-    def ended(self, job: _Job, now: float, *, failed: bool) -> None:
+    def ended(self, job: _Job, now: float, ending: Ending) -> None:
         pass
 
     def say(self, text: str, *, warning: bool) -> None:
@@ -256,8 +257,8 @@ class _Lines(_Quiet):
             job.told = now
             self._tell(job, job.facts(now))
 
-    def ended(self, job: _Job, now: float, *, failed: bool) -> None:
-        self._tell(job, job.outcome(now, failed=failed))
+    def ended(self, job: _Job, now: float, ending: Ending) -> None:
+        self._tell(job, job.outcome(now, ending))
 
     def say(self, text: str, *, warning: bool) -> None:
         self._write(f"warning: {text}" if warning else text)
@@ -288,13 +289,13 @@ class _Bars:
     def advanced(self, job: _Job, now: float) -> None:
         pass  # the drawing thread looks at the jobs by itself
 
-    def ended(self, job: _Job, now: float, *, failed: bool) -> None:
+    def ended(self, job: _Job, now: float, ending: Ending) -> None:
         self._jobs = [other for other in self._jobs if other is not job]
         if not self._jobs:
             self.close()
-        if failed or job.depth == 0:
-            mark = "[red]✗[/]" if failed else "[green]✓[/]"
-            self._print(mark, f"{job.title}: {job.outcome(now, failed=failed)}")
+        if ending != "finished" or job.depth == 0:
+            mark = "[green]✓[/]" if ending == "finished" else "[red]✗[/]"
+            self._print(mark, f"{job.title}: {job.outcome(now, ending)}")
 
     def say(self, text: str, *, warning: bool) -> None:
         self._print("[yellow]warning:[/]" if warning else "", text)

@@ -252,10 +252,18 @@ def test_log_takes_facts_that_json_cannot_say(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [(RuntimeError("boom"), "failed"), (SystemExit(3), "failed"), (KeyboardInterrupt(), "interrupted")],
+)
 @pytest.mark.parametrize("terminal", [False, True])
-def test_failed_task_is_closed_and_recorded(
-    tmp_path: Path, clock: FakeClock, terminal: bool, error: BaseException, monkeypatch: pytest.MonkeyPatch
+def test_a_task_that_did_not_finish_is_closed_and_recorded(
+    tmp_path: Path,
+    clock: FakeClock,
+    terminal: bool,
+    error: BaseException,
+    ending: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal() if terminal else io.StringIO()
@@ -268,12 +276,13 @@ def test_failed_task_is_closed_and_recorded(
         task.advance(2)
         clock.sleep(1)
         raise error
-    assert "features: failed after 1.0 s, 2/9" in stream.getvalue()
-    failed = [entry for entry in events(tmp_path / "log.jsonl") if entry["event"] == "failed"]
-    assert [(entry["task"], entry["count"], entry["seconds"]) for entry in failed] == [
-        ("features", 2, 1.0), ("outer", 0, 1.0),
+    assert f"features: {ending} after 1.0 s, 2/9" in stream.getvalue()
+    ends = [entry for entry in events(tmp_path / "log.jsonl") if entry["event"] != "started"]
+    assert [(entry["event"], entry["task"], entry["count"], entry["seconds"]) for entry in ends] == [
+        (ending, "features", 2, 1.0), (ending, "outer", 0, 1.0),
     ]  # fmt: skip
-    assert failed[0]["error"] == f"{type(error).__name__}: {error}"
+    told = f"{type(error).__name__}: {error}" if ending == "failed" else None
+    assert ends[0].get("error") == told
     drawing = [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
     for thread in drawing:  # told to stop, but not waited for
         thread.join(timeout=10)
