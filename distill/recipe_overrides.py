@@ -9,6 +9,7 @@ from typing import Any
 
 from distill.errors import InputError
 from distill.recipe_problems import Problem
+from distill.registry import nearest
 from distill.yaml_lines import KeyPath, Mark, flow, parse, parse_scalar, quoted
 
 
@@ -104,12 +105,25 @@ def _settle(recipe: dict[str, Any], parts: Sequence[str]) -> KeyPath:
             path, here = (*path, index), here[index] if index < len(here) else None
         elif isinstance(here, dict) or here is None:
             if part.isdecimal():
-                fix = f"give the whole list: {'.'.join(map(str, path))}=[...]"
-                raise _OverrideError(path, "has no items in this recipe", fix=fix)
+                raise _OverrideError(path, "has no items in this recipe", fix=_list_meant(recipe, path))
             path, here = (*path, part), (here or {}).get(part)
         else:
             raise _OverrideError(path, "has no keys below it", found=flow(here))
     return path
+
+
+def _list_meant(recipe: dict[str, Any], path: KeyPath) -> str:
+    """What to do about a number below `path`, where no list is: perhaps what stands beside it was meant."""
+    if not path:
+        return "begin with a key of the recipe: steps.0.ipc=10"
+    here: Any = recipe
+    for part in path:
+        if isinstance(here, dict) and part not in here:
+            close = nearest(str(part), [key for key, value in here.items() if isinstance(value, dict | list)])
+            if close:
+                return f"did you mean {close!r}?"
+        here = None if here is None else here.get(part) if isinstance(here, dict) else here[part]
+    return f"give the whole list: {'.'.join(map(str, path))}=[...]"
 
 
 def _index(items: list[Any], part: str, path: KeyPath, *, last: bool) -> int:

@@ -368,6 +368,22 @@ def test_mistakes_of_arguments_name_the_argument(write, argument: str, expected:
     assert str(only(write(HEAD + STEP), argument)).split("\n")[0] == expected
 
 
+@pytest.mark.parametrize(
+    ("argument", "fix"),
+    [
+        ("stpes.0.ipc=5", "did you mean 'steps'?"),
+        ("evalaute.students.0=mlp", "did you mean 'evaluate'?"),
+        ("evaluate.studnets.0=mlp", "did you mean 'students'?"),
+        ("train.students.0=mlp", "give the whole list: train.students=[...]"),
+        ("cache.folder.0=x", "give the whole list: cache.folder=[...]"),
+        ("0.ipc=5", "begin with a key of the recipe: steps.0.ipc=10"),
+    ],
+)
+def test_a_number_below_what_is_no_list_names_the_list_meant(write, argument: str, fix: str) -> None:
+    path = write(HEAD + STEP + "evaluate: {students: [mlp]}\ncache:\n")
+    assert only(path, argument).fix == fix
+
+
 def test_mistakes_of_the_file_come_before_those_of_arguments(write) -> None:
     path = write("seed: -1\n" + HEAD + STEP)
     found = [
