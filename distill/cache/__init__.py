@@ -1,108 +1,141 @@
 """The cache: what networks say about the source, computed once for all steps of a run and for later runs.
 
-Rows are identified by everything that decides them (`distill.cache.identity`), stored in checksummed shards
-(`distill.cache.shards`) and read by blocks. One forward pass answers features and logits together; last-layer
-gradients are a closed form of the two and are never stored.
+`request` answers any mix of quantities (distill/cache/quantities.py) by one pass over the samples of which anything is
+not on disk yet. Rows are identified by everything that decides them (distill/cache/identity.py), stored in checksummed
+shards (shards.py), kept on the device and the host while there is room (tiers.py) and read by blocks (rows.py).
+Losses, margins, scores and last-layer gradients follow from features and logits and are never stored.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import numpy as np
 import torch
 
-from distill.cache.forward import PENULTIMATE, Forward
+from distill.cache.folder import claim, default_folder
 from distill.cache.identity import cache_key
 from distill.cache.networks import Network
-from distill.cache.shards import SHARD_ROWS, Rows, ShardFolder
+from distill.cache.passes import Limits, Pass, Wanted
+from distill.cache.quantities import (
+    AreaUnderMargin,
+    Derived,
+    ErrorNorms,
+    Features,
+    Forgetting,
+    GradientNorms,
+    Gradients,
+    LastLayerGradients,
+    Logits,
+    Loss,
+    Margins,
+    Quantity,
+    Recorded,
+    Statistics,
+    parts_of,
+)
+from distill.cache.rows import (
+    ComputedRows,
+    GradientRows,
+    MeanRows,
+    Rows,
+    StoredRows,
+    error_norms,
+    losses,
+    margins,
+)
+from distill.cache.shards import SHARD_ROWS, ShardFolder
+from distill.cache.statistics import LayerStatistics, StatisticsLayout
+from distill.cache.taps import PENULTIMATE
+from distill.cache.tiers import DEVICE_SHARE, HOST_SHARE, Tiers, free_device_bytes, free_host_bytes, map_file
 from distill.contracts import Progress, Split
-from distill.errors import InputError
-from distill.files import disk_errors, write_bytes_atomically
-from distill.training.memory import memory_errors
 
-__all__ = ["PENULTIMATE", "Answers", "Cache", "GradientRows", "Network", "Rows", "default_folder"]
+__all__ = [
+    "PENULTIMATE",
+    "Answers",
+    "AreaUnderMargin",
+    "Cache",
+    "ErrorNorms",
+    "Features",
+    "Forgetting",
+    "GradientNorms",
+    "GradientRows",
+    "Gradients",
+    "LastLayerGradients",
+    "LayerStatistics",
+    "Limits",
+    "Logits",
+    "Loss",
+    "Margins",
+    "Network",
+    "Rows",
+    "Statistics",
+    "default_folder",
+]
 
-FORMAT = 1
-_MARKER = "distill-cache.json"
-
-
-def default_folder() -> Path:
-    """DISTILL_CACHE, else the user's cache folder."""
-    if chosen := os.environ.get("DISTILL_CACHE"):
-        return Path(chosen)
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "distill"
-
-
-@dataclass(frozen=True)
-class GradientRows:
-    """Gradients of the cross-entropy with respect to the last layer's weights and bias, one row a sample.
-
-    With features f (D), probabilities p (C) and label y, the gradient is the outer product (p - onehot(y)) (f, 1):
-    rank one, so inner products never need the flat form:
-    <g_i, g_j> = <p_i - y_i, p_j - y_j> * (<f_i, f_j> + 1).
-
-    Args:
-        features: (N, D).
-        logits: (N, C).
-        labels: int64 (N,).
-    """
-
-    features: Rows
-    logits: Rows
-    labels: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, C * (D + 1))."""
-        return len(self.features), self.logits.shape[1] * (self.features.shape[1] + 1)
-
-    def residuals(self, rows: slice) -> np.ndarray:
-        """softmax(logits) - onehot(label), float32 (rows, C)."""
-        logits = self.logits.read(rows)
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        residual = shifted / shifted.sum(axis=1, keepdims=True)
-        residual[np.arange(len(residual)), self.labels[rows]] -= 1
-        return residual
-
-    def blocks(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Flat gradients by blocks of at most `size` rows: float32 (size, C * (D + 1))."""
-        for rows, features in self.features.blocks(size):
-            extended = np.concatenate([features, np.ones_like(features[:, :1])], axis=1)
-            flat = self.residuals(rows)[:, :, None] * extended[:, None, :]
-            yield rows, flat.reshape(len(features), -1)
+_FROM_LOGITS = {Loss: losses, Margins: margins, ErrorNorms: error_norms}
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What one forward pass over a split knows."""
+class Answers(Mapping[Quantity, Any]):
+    """What was asked for, by the quantity that asked: rows, or statistics."""
 
-    features: Rows
-    logits: Rows
+    def __init__(self, found: Mapping[Quantity, Rows | LayerStatistics]) -> None:
+        self._found = dict(found)
+
+    @overload
+    def __getitem__(self, quantity: Statistics) -> LayerStatistics: ...
+    @overload
+    def __getitem__(self, quantity: LastLayerGradients) -> GradientRows: ...
+    @overload
+    def __getitem__(self, quantity: Quantity) -> Rows: ...
+    def __getitem__(self, quantity: Quantity) -> Any:
+        return self._found[quantity]
+
+    def __iter__(self) -> Iterator[Quantity]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 class Cache:
-    """Features, logits, gradients and trained networks, kept in one folder.
+    """Rows, statistics and trained networks, kept in one folder.
 
     Args:
         folder: created if absent; refused if it holds anything else than a cache of this format.
-        device: where forward passes run.
+        device: where networks run and rows are read to, in float32.
         progress: where passes and repairs are told.
+        device_bytes: rows kept on a GPU; by default a quarter of what is free there.
+        host_bytes: rows kept in host memory; by default a quarter of what is free.
+        limits: of a pass.
+
+    Raises:
+        InputError: the folder cannot be used; nothing in it was changed.
     """
 
-    def __init__(self, folder: Path, *, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: torch.device,
+        progress: Progress,
+        device_bytes: int | None = None,
+        host_bytes: int | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+    ) -> None:
         self.folder = folder
         self.device = device
         self.progress = progress
+        self.limits = limits
         self.images_forwarded = 0
         self.hits = 0
-        _claim(folder)
+        self._lock = claim(folder)
+        if device_bytes is None:
+            device_bytes = int(DEVICE_SHARE * free_device_bytes(device))
+        if host_bytes is None:
+            host_bytes = int(HOST_SHARE * free_host_bytes())
+        self.tiers = Tiers(device, device_bytes=device_bytes, host_bytes=host_bytes)
 
     @property
     def networks_folder(self) -> Path:
@@ -110,84 +143,139 @@ class Cache:
 
     def features(self, split: Split, network: Network, *, layer: str = PENULTIMATE) -> Rows:
         """Outputs of `layer` for every sample, flattened: float32 (N, D)."""
-        return self.request(split, network, layer=layer).features
+        quantity = Features(layer)
+        return self.request(split, network, [quantity])[quantity]
 
     def logits(self, split: Split, network: Network) -> Rows:
         """float32 (N, C)."""
-        return self.request(split, network).logits
+        return self.request(split, network, [Logits()])[Logits()]
 
-    def gradients(self, split: Split, network: Network) -> GradientRows:
+    def gradients(
+        self, split: Split, networks: Network | Sequence[Network], quantity: Gradients | None = None
+    ) -> Rows:
+        """Projected per-sample gradients, float32 (N, k); of several networks the mean of rows scaled to length 1."""
+        quantity = quantity or Gradients()
+        if isinstance(networks, Network):
+            return self.request(split, networks, [quantity])[quantity]
+        return MeanRows(
+            [self.request(split, network, [quantity])[quantity] for network in networks], normalise=True
+        )
+
+    def last_layer_gradients(self, split: Split, network: Network) -> GradientRows:
         """Last-layer gradients of every sample's cross-entropy."""
-        answers = self.request(split, network)
-        return GradientRows(answers.features, answers.logits, split.labels.numpy())
+        return self.request(split, network, [LastLayerGradients()])[LastLayerGradients()]
 
-    def request(self, split: Split, network: Network, *, layer: str = PENULTIMATE) -> Answers:
-        """Features of `layer` and logits, by one pass over the samples that are not on disk yet."""
-        folders = {kind: self._shards(kind, split, network, layer) for kind in ("features", "logits")}
-        present = {kind: folder.present() for kind, folder in folders.items()}
-        spans = folders["features"].ranges
-        missing = [span for span in spans if any(span not in shards for shards in present.values())]
-        if missing:
-            forward = Forward(network, layer=layer, device=self.device)
-            total = sum(len(span) for span in missing)
-            with (
-                memory_errors("computing features", fix="use a smaller network"),
-                self.progress.task(f"features and logits, {layer}", total=total, unit="image") as task,
-            ):
-                for span in missing:
-                    values = dict(zip(("features", "logits"), forward.rows(split, span), strict=True))
-                    for kind, folder in folders.items():
-                        if span not in present[kind]:
-                            present[kind][span] = folder.write(span, values[kind])
-                    self.images_forwarded += len(span)
-                    task.advance(len(span))
-        else:
-            self.hits += 1
-        return Answers(**{kind: folder.open(present[kind]) for kind, folder in folders.items()})
+    def scores(
+        self, split: Split, networks: Sequence[Network], quantity: Derived | GradientNorms | Recorded
+    ) -> Rows:
+        """The mean over networks of a score, such as EL2N: (N, 1)."""
+        return MeanRows(
+            [self.request(split, network, [quantity])[quantity] for network in networks], normalise=False
+        )
 
-    def _shards(self, kind: str, split: Split, network: Network, layer: str) -> ShardFolder:
+    def statistics(
+        self, split: Split, network: Network, quantity: Statistics | None = None
+    ) -> LayerStatistics:
+        """Mean and variance of the inputs of layers."""
+        quantity = quantity or Statistics()
+        return self.request(split, network, [quantity])[quantity]
+
+    def request(self, split: Split, network: Network, quantities: Iterable[Quantity]) -> Answers:
+        """Any mix of quantities, by one pass over the samples of which anything is not on disk yet.
+
+        Args:
+            split: whose samples, at least one.
+            network: in evaluation mode, without augmentation.
+            quantities: what is wanted.
+
+        Raises:
+            InputError: the network has no such layer, or nothing was recorded of its training.
+            NonFiniteError: more samples than `limits.non_finite` allows gave NaN or infinite values.
+        """
+        assert len(split), "a split without samples has no rows"
+        quantities = tuple(dict.fromkeys(quantities))
+        recorded = {
+            each: _recorded(each, split, network, self.device)
+            for each in quantities
+            if isinstance(each, Recorded)
+        }
+        needed = tuple(dict.fromkeys(part for each in quantities for part in _stored(each)))
+        # Logits cost nothing where a pass is made, and several scores follow from them.
+        made = dict.fromkeys((*needed, Logits())) if needed else {}
+        folders = {part: self._folder(part, split, network) for part in made}
+        work = Pass(split, network, folders, tiers=self.tiers, limits=self.limits, progress=self.progress)
+        work.run(needed)
+        self.images_forwarded += work.images_forwarded
+        self.hits += bool(needed) and not work.images_forwarded
+        stored = {part: self._open(part, work, split, network) for part in needed}
+        return Answers(
+            {
+                each: recorded[each] if each in recorded else _answer(each, stored, split)
+                for each in quantities
+            }
+        )
+
+    def _folder(self, quantity: Wanted, split: Split, network: Network) -> ShardFolder:
         parts: Mapping[str, Any] = {
             "data": split.fingerprint,
             "rows": len(split),
             "shard_rows": SHARD_ROWS,
             "network": network.identity,
-            # Logits do not depend on the layer whose features are asked for beside them.
-            "layer": layer if kind == "features" else "logits",
             "dtype": "float32",
+            # Another device rounds otherwise, and the same seed gives the same set.
+            "device": self.device.type,
+            **parts_of(quantity),
         }
+        sums = isinstance(quantity, Statistics)
         folder = ShardFolder(
-            self.folder / "rows" / cache_key(kind, parts), rows=len(split), progress=self.progress
+            self.folder / "rows" / cache_key(quantity.kind, parts),
+            rows=len(split),
+            progress=self.progress,
+            prefix="sums" if sums else "rows",
         )
-        folder.describe(parts)
+        folder.describe({"kind": quantity.kind, **parts})
         return folder
 
+    def _open(self, quantity: Wanted, work: Pass, split: Split, network: Network) -> Rows | LayerStatistics:
+        if isinstance(quantity, Statistics):
+            module = network.module(torch.device("cpu"))
+            layout = StatisticsLayout.of(module, quantity, classes=network.classes)
+            return layout.statistics(work.sums[quantity].values.to(self.device))
+        shards = work.shards[quantity]
+        files = tuple(shards[span].path for span in work.spans)
+        width = map_file(files[0]).shape[1]
+        return StoredRows(files, (len(split), width), self.tiers)
 
-def _claim(folder: Path) -> None:
-    """Make the folder a cache, or refuse it: nothing that is not ours is written to or deleted."""
-    marker = folder / _MARKER
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        # In this order: another process that claims the folder now puts the marker down before anything else.
-        filled = any(not entry.name.startswith(".") for entry in folder.iterdir())
-        foreign = filled and not marker.exists()
-    if foreign:
-        raise InputError(
-            "the folder holds other files and is no cache",
-            where=str(folder),
-            allowed="an empty or absent folder, or an earlier cache",
-            fix="set cache.folder, or the environment variable DISTILL_CACHE, to another folder",
-        )
-    if not marker.exists():
-        write_bytes_atomically(marker, json.dumps({"format": FORMAT}).encode())
-    try:
-        found = json.loads(marker.read_text())["format"]
-    except (ValueError, KeyError, TypeError):
-        found = None
-    if found != FORMAT:
-        raise InputError(
-            "the cache has another format",
-            where=str(marker),
-            found=str(found),
-            allowed=str(FORMAT),
-            fix="name another folder in cache.folder, or remove this one yourself",
-        )
+
+def _stored(quantity: Quantity) -> tuple[Wanted, ...]:
+    """What must be on disk to answer."""
+    if isinstance(quantity, Loss | Margins | ErrorNorms):
+        return (Logits(),)
+    if isinstance(quantity, LastLayerGradients):
+        return (Features(), Logits())
+    if isinstance(quantity, Recorded):
+        return ()
+    return (quantity,)
+
+
+def _answer(
+    quantity: Quantity, stored: Mapping[Wanted, Rows | LayerStatistics], split: Split
+) -> Rows | LayerStatistics:
+    if isinstance(quantity, LastLayerGradients):
+        features, logits = stored[Features()], stored[Logits()]
+        assert isinstance(features, Rows) and isinstance(logits, Rows)
+        return GradientRows(features, logits, split.labels)
+    if isinstance(quantity, Loss | Margins | ErrorNorms):
+        logits = stored[Logits()]
+        assert isinstance(logits, Rows)
+        return ComputedRows(_FROM_LOGITS[type(quantity)], [logits], split.labels, width=1)
+    return stored[quantity]  # type: ignore[index]
+
+
+def _recorded(quantity: Recorded, split: Split, network: Network, device: torch.device) -> Rows:
+    """What the network's training told of its samples.
+
+    Raises:
+        InputError: nothing was recorded, or of other samples.
+    """
+    raise NotImplementedError

@@ -1,111 +1,181 @@
-"""One pass over a split that yields everything a network's forward knows: features of a layer, and logits."""
+"""One pass over a range of a split that yields everything asked for of a network.
+
+Blocks of 256 images go forward once. Features and statistics are read where they appear (distill/cache/taps.py);
+per-sample gradients use the same forward pass where they can (distill/cache/per_sample.py). What a quantity's values
+are does not depend on what else is asked for beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.cache.networks import Network
+
+try:  # TEMPORARY
+    from distill.cache.per_sample import GradientPass
+except ImportError:
+    GradientPass = None
+from distill.cache.quantities import Features, GradientNorms, Gradients, Logits, Statistics, Stored
+from distill.cache.rows import prefetched
+from distill.cache.statistics import StatisticsLayout
+from distill.cache.taps import Tap, feature_tap, listening
 from distill.contracts import Split
 from distill.errors import InputError, NonFiniteError
-from distill.registry import nearest
 from distill.training.batches import DeviceImages
 from distill.training.job import Pool
 
-PENULTIMATE = "penultimate"
 FORWARD_ROWS = 256  # images a forward pass: enough to fill a device, and a divisor of a shard
 
 
+@dataclass(frozen=True)
+class Part:
+    """One quantity over a range of samples, on the device.
+
+    Args:
+        values: float32 (rows, D); for statistics the sums over the range, float64 (classes, width).
+        bad: bool (rows,), samples whose values are not finite.
+    """
+
+    values: Tensor
+    bad: Tensor
+
+
 class Forward:
-    """A network's forward pass over blocks of a split.
+    """A network's pass over ranges of a split.
 
     Args:
         network: whose outputs are asked for.
-        layer: `penultimate` (the classifier's input) or a module's name; what it puts out, at its last call where it
-            is called several times, is flattened to (B, D).
+        quantities: what is asked for.
         device: where it runs, in float32.
+        work_bytes: memory that per-sample gradients may take beside the pass itself.
+
+    Raises:
+        InputError: the network has no such layer.
     """
 
-    def __init__(self, network: Network, *, layer: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: Network,
+        quantities: Collection[Stored | Statistics],
+        *,
+        device: torch.device,
+        work_bytes: int,
+    ) -> None:
         self.network = network
-        self.module = network.module(device)
-        self.layer = layer
         self.device = device
-        self._hooked = _find_layer(self.module, layer)
+        self.module = network.module(device)
+        self.quantities = tuple(quantities)
+        self.features = {
+            quantity: feature_tap(self.module, quantity.layer)
+            for quantity in self.quantities
+            if isinstance(quantity, Features)
+        }
+        self.layouts = {
+            quantity: StatisticsLayout.of(self.module, quantity, classes=network.classes)
+            for quantity in self.quantities
+            if isinstance(quantity, Statistics)
+        }
+        self._layer_taps = {quantity: layout.taps() for quantity, layout in self.layouts.items()}
+        taps = [*self.features.values(), *(tap for taps in self._layer_taps.values() for tap in taps)]
+        self._taps = list(dict.fromkeys(taps))
+        self._gradients = {
+            quantity: quantity.request
+            for quantity in self.quantities
+            if isinstance(quantity, Gradients | GradientNorms)
+        }
+        requests = tuple(dict.fromkeys(self._gradients.values()))
+        self._gradient_pass = GradientPass(self.module, requests, work_bytes=work_bytes) if requests else None
 
-    def rows(self, split: Split, span: range) -> tuple[np.ndarray, np.ndarray]:
-        """Features float32 (len(span), D) and logits float32 (len(span), C) of the samples `span`."""
-        parts = [
-            self._block(split, range(start, min(start + FORWARD_ROWS, span.stop)))
+    def over(self, split: Split, span: range) -> dict[Stored | Statistics, Part]:
+        """Every quantity over the samples `span`. Nothing here waits for a GPU."""
+        parts: dict[Stored | Statistics, list[Part]] = {quantity: [] for quantity in self.quantities}
+        for images, labels in self._blocks(split, span):
+            for quantity, part in self._block(images, labels).items():
+                parts[quantity].append(part)
+        return {quantity: self._joined(quantity, found) for quantity, found in parts.items()}
+
+    def _blocks(self, split: Split, span: range) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images as the network takes them, and labels, on the device."""
+        blocks = (
+            self._load(split, slice(start, min(start + FORWARD_ROWS, span.stop)))
             for start in range(span.start, span.stop, FORWARD_ROWS)
-        ]
-        features, logits = (np.concatenate([part[which] for part in parts]) for which in (0, 1))
-        return features, logits
+        )
+        return prefetched(blocks) if self.device.type == "cuda" else blocks
 
-    @torch.no_grad()
-    def _block(self, split: Split, span: range) -> tuple[np.ndarray, np.ndarray]:
-        rows = slice(span.start, span.stop)
+    def _load(self, split: Split, rows: slice) -> tuple[Tensor, Tensor]:
         pool = Pool(split.images[rows], split.labels[rows], self.network.preprocessing)
-        images = DeviceImages(pool, self.device).gather(torch.arange(len(span), device=self.device))
-        with _captured(self._hooked, before=self.layer == PENULTIMATE) as caught:
-            logits = self.module(images)
-        features = self._one_tensor(caught).flatten(1)
-        _refuse_non_finite(features, span, f"features of layer {self.layer}")
-        _refuse_non_finite(logits, span, "logits")
-        return features.float().cpu().numpy(), logits.float().cpu().numpy()
+        images = DeviceImages(pool, self.device)
+        return next(images.blocks(FORWARD_ROWS)), pool.targets.to(self.device)
 
-    def _one_tensor(self, caught: list[object]) -> Tensor:
-        if caught and isinstance(caught[-1], Tensor):
-            return caught[-1]
-        raise InputError(
-            f"the layer {self.layer!r} gives no features",
-            found=f"{type(caught[-1]).__name__}" if caught else "it is not computed in evaluation",
-            allowed="a layer that puts out one tensor",
-        )
+    def _block(self, images: Tensor, labels: Tensor) -> dict[Stored | Statistics, Part]:
+        logits, caught, gradients = self._compute(images, labels)
+        found: dict[Stored | Statistics, Part] = {}
+        for quantity in self.quantities:
+            if isinstance(quantity, Statistics):
+                found[quantity] = self._sums(quantity, caught, labels)
+                continue
+            if isinstance(quantity, Features):
+                values = _last(caught[self.features[quantity]], quantity.layer)
+            elif isinstance(quantity, Logits):
+                values = logits.float()
+            else:
+                values = gradients[quantity]
+            found[quantity] = Part(values, ~torch.isfinite(values).all(dim=1))
+        return found
+
+    def _compute(
+        self, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[Tap, list[Tensor]], dict[Gradients | GradientNorms, Tensor]]:
+        """Logits (B, C), what the taps caught, and gradients (B, k) or their norms (B, 1)."""
+        found: dict = {}
+        with listening(self.module, self._taps) as caught:
+            if self._gradient_pass is not None and self._gradient_pass.shares_forward:
+                logits, found = self._gradient_pass.run(images, labels)
+            else:
+                with torch.no_grad():
+                    logits = self.module(images)
+        if self._gradient_pass is not None and not self._gradient_pass.shares_forward:
+            _, found = self._gradient_pass.run(images, labels)
+        assert logits is not None
+        gradients = {
+            quantity: found[request].reshape(len(images), -1) for quantity, request in self._gradients.items()
+        }
+        return logits.detach(), caught, gradients
+
+    def _sums(self, quantity: Statistics, caught: dict[Tap, list[Tensor]], labels: Tensor) -> Part:
+        layout = self.layouts[quantity]
+        sums = torch.zeros(layout.classes, layout.width, dtype=torch.float64, device=self.device)
+        bad = layout.add(sums, [caught[tap] for tap in self._layer_taps[quantity]], labels)
+        return Part(sums, bad)
+
+    def _joined(self, quantity: Stored | Statistics, parts: list[Part]) -> Part:
+        bad = torch.cat([part.bad for part in parts])
+        values = [part.values for part in parts]
+        whole = torch.stack(values).sum(dim=0) if isinstance(quantity, Statistics) else torch.cat(values)
+        return Part(whole, bad)
 
 
-def _find_layer(module: nn.Module, layer: str) -> nn.Module:
-    if layer == PENULTIMATE:
-        return module.get_submodule("classifier")
-    layers = dict(module.named_modules())
-    if layer not in layers or layer == "":
-        names = [name for name in layers if name]
-        close = nearest(layer, names)
-        raise InputError(
-            f"the network has no layer {layer!r}",
-            allowed=", ".join([PENULTIMATE, *names]),
-            fix=f"did you mean {close!r}?" if close else None,
-        )
-    return layers[layer]
+def logits_of(network: Network, split: Split, *, device: torch.device) -> Tensor:
+    """A network's logits on images that no cache knows, float32 (N, C).
 
-
-@contextmanager
-def _captured(module: nn.Module, *, before: bool) -> Iterator[list[object]]:
-    """What goes into (`before`) or comes out of a module at each of its calls; copies, as ReLU may work in place."""
-    caught: list[object] = []
-
-    def keep(value: object) -> None:
-        caught.append(value.clone() if isinstance(value, Tensor) else value)
-
-    if before:
-        handle = module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
-    else:
-        handle = module.register_forward_hook(lambda _, __, output: keep(output))
-    try:
-        yield caught
-    finally:
-        handle.remove()
-
-
-def _refuse_non_finite(values: Tensor, span: range, what: str) -> None:
-    bad = (~torch.isfinite(values)).flatten(1).any(dim=1)
-    if bool(bad.any()):
-        first = span.start + int(bad.nonzero()[0])
+    Raises:
+        NonFiniteError: any of them is NaN or infinite.
+    """
+    part = Forward(network, [Logits()], device=device, work_bytes=0).over(split, range(len(split)))[Logits()]
+    if bool(part.bad.any()):
         raise NonFiniteError(
-            f"{int(bad.sum())} of {len(span)} {what} are NaN or infinite, the first at sample {first}",
-            fix="check the network's training (a lower lr), and the image's pixels",
+            f"{int(part.bad.sum())} of {len(split)} images gave NaN or infinite logits",
+            fix="check the network's training (a lower lr), and the images' pixels",
         )
+    return part.values
+
+
+def _last(calls: list[Tensor], layer: str) -> Tensor:
+    """What the layer put out at its last call."""
+    if not calls:
+        raise InputError(f"the layer {layer!r} gives no features", found="it is not computed in evaluation")
+    return calls[-1]

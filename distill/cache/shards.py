@@ -1,11 +1,15 @@
 """Rows on disk: a folder a key, a file a row range.
 
 FOLDER/manifest.json                     parts of the key (to read, not to compare), rows, rows a shard
-FOLDER/rows-START-STOP.SHA256.npy        rows [START, STOP), the name carries the checksum of the file's bytes
+FOLDER/rows-START-STOP.SHA256.npy        float32 rows [START, STOP); the name carries the checksum of the file's bytes
+FOLDER/rows-START-STOP-bad-K.SHA256.npy  the same, where K rows were not finite and are stored as zeros
+FOLDER/.checked                          size and time of the shards whose checksum was once found right
 
 A shard is written under another name and renamed, so it is either whole or absent; two processes that compute the
 same shard write the same name. A killed run leaves whole shards, which the next run keeps. A shard whose bytes do
-not have the checksum in its name is removed with a warning and counts as absent.
+not have the checksum in its name is removed with a warning and counts as absent. Checksums cost more than reading, so
+a shard is summed when it is met for the first time and again whenever its size or time of change is another than
+then; `distill cache verify` sums all.
 """
 
 from __future__ import annotations
@@ -13,10 +17,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,126 +31,166 @@ from distill.contracts import Progress
 from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
 
 SHARD_ROWS = 2048
-_NAME = re.compile(r"rows-(\d+)-(\d+)\.([0-9a-f]{64})\.npy")
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"([a-z]+)-(\d{10})-(\d{10})(?:-bad-(\d+))?\.([0-9a-f]{64})\.npy")
+_CHECKED = ".checked"
 
 
 @dataclass(frozen=True)
-class Rows:
-    """An (n, D) array in shards, read by blocks; `n` is bounded by the disk, not by memory.
+class Shard:
+    """A file of rows.
 
     Args:
-        files: the shards in order.
-        shape: (n, D).
-        dtype: of the values.
+        path: where it is.
+        span: which rows it holds, or sums over.
+        bad: how many of them were not finite.
+        sha256: of the file's bytes, hex.
     """
 
-    files: tuple[Path, ...]
-    shape: tuple[int, int]
-    dtype: np.dtype
+    path: Path
+    span: range
+    bad: int
+    sha256: str
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @cached_property
-    def _shards(self) -> list[np.ndarray]:
-        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.files]
-
-    def blocks(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Consecutive row ranges of at most `size` rows and copies of their values, float (size, D)."""
-        for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            yield rows, self.read(rows)
-
-    def read(self, rows: slice) -> np.ndarray:
-        """A copy of consecutive rows, (rows, D); limits mean what they mean for a list."""
-        start, stop, step = rows.indices(len(self))
-        assert step == 1, "rows are consecutive"
-        out = np.empty((max(stop - start, 0), self.shape[1]), dtype=self.dtype)
-        for shard in range(start // SHARD_ROWS, -(-stop // SHARD_ROWS)):
-            first = shard * SHARD_ROWS
-            part = self._shards[shard][max(start - first, 0) : stop - first]
-            place = max(first - start, 0)
-            out[place : place + len(part)] = part
-        return out
-
-    def take(self, indices: np.ndarray) -> np.ndarray:
-        """A copy of the rows `indices`, int64 in [0, n), in their order: (len(indices), D)."""
-        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
-            raise IndexError(f"rows {indices.min()} to {indices.max()} of an array of {len(self)}")
-        out = np.empty((len(indices), self.shape[1]), dtype=self.dtype)
-        shard_of = indices // SHARD_ROWS
-        for shard in np.unique(shard_of):
-            places = np.flatnonzero(shard_of == shard)
-            out[places] = self._shards[shard][indices[places] - shard * SHARD_ROWS]
-        return out
+    @classmethod
+    def of(cls, path: Path, prefix: str) -> Shard | None:
+        """The shard of that file, None for a file of another name."""
+        match = _NAME.fullmatch(path.name)
+        if match is None or match[1] != prefix:
+            return None
+        return cls(path, range(int(match[2]), int(match[3])), int(match[4] or 0), match[5])
 
 
 class ShardFolder:
-    """The shards of one key."""
+    """The shards of one key.
 
-    def __init__(self, folder: Path, *, rows: int, progress: Progress) -> None:
+    Args:
+        folder: made when something is written.
+        rows: N.
+        progress: where repairs are told.
+        prefix: first word of the files' names.
+    """
+
+    def __init__(self, folder: Path, *, rows: int, progress: Progress, prefix: str = "rows") -> None:
         self.folder = folder
         self.rows = rows
         self.progress = progress
+        self.prefix = prefix
 
     @property
     def ranges(self) -> list[range]:
         """The row range of every shard."""
-        return [range(start, min(start + SHARD_ROWS, self.rows)) for start in range(0, self.rows, SHARD_ROWS)]
+        return shard_ranges(self.rows)
 
     def describe(self, parts: Mapping[str, Any]) -> None:
-        """Write the manifest, for people and for `distill cache`."""
-        path = self.folder / "manifest.json"
+        """Write the manifest, for people and for `distill cache`; where it is there, note that it was used now."""
+        path = self.folder / MANIFEST
         if path.exists():
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(path)
             return
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(
-            {"rows": self.rows, "shard_rows": SHARD_ROWS, "parts": parts}, indent=1, sort_keys=True
-        )
-        write_bytes_atomically(path, text.encode())
+        facts = {"rows": self.rows, "shard_rows": SHARD_ROWS, "parts": parts}
+        write_bytes_atomically(path, json.dumps(facts, indent=1, sort_keys=True).encode())
 
-    def present(self) -> dict[range, Path]:
+    def present(self) -> dict[range, Shard]:
         """Whole shards by their range. Damaged ones are removed, with a warning."""
         remove_stale_partials(self.folder)
-        found: dict[range, Path] = {}
-        wanted = set(self.ranges)
-        for path in sorted(self.folder.glob("rows-*.npy")):
-            match = _NAME.fullmatch(path.name)
-            if match is None:
+        checked = _Checked(self.folder / _CHECKED)
+        found: dict[range, Shard] = {}
+        for path in sorted(self.folder.glob(f"{self.prefix}-*.npy")):
+            shard = Shard.of(path, self.prefix)
+            if shard is None:
                 continue
-            span = range(int(match[1]), int(match[2]))
-            if not is_whole(path, match[3]):
-                self.progress.warn(f"{path} is damaged and will be computed again")
-            elif span in wanted:
-                found[span] = path
+            if path.name not in checked:
+                if not is_whole(path, shard.sha256):
+                    self.progress.warn(f"{path} is damaged and will be computed again")
+                    continue
+                checked.add(path)
+            found[shard.span] = shard
         return found
 
-    def write(self, span: range, values: np.ndarray) -> Path:
-        """Store the rows `span` (len(span), D); returns the shard's path."""
+    def write(self, span: range, values: np.ndarray, *, bad: int = 0) -> Shard:
+        """Store the rows `span` (len(span), D), `bad` of which were not finite."""
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(values), allow_pickle=False)
         data = buffer.getbuffer()
-        checksum = hashlib.sha256(data).hexdigest()
-        final = self.folder / f"rows-{span.start:010d}-{span.stop:010d}.{checksum}.npy"
-        write_bytes_atomically(final, data)
-        return final
+        sha256 = hashlib.sha256(data).hexdigest()
+        told = f"-bad-{bad}" if bad else ""
+        path = self.folder / f"{self.prefix}-{span.start:010d}-{span.stop:010d}{told}.{sha256}.npy"
+        write_bytes_atomically(path, data)
+        _Checked(self.folder / _CHECKED).add(path)
+        return Shard(path, span, bad, sha256)
 
-    def open(self, shards: Mapping[range, Path]) -> Rows:
-        """The array of all shards, every range of which must be there."""
-        files = tuple(shards[span] for span in self.ranges)
-        first = np.load(files[0], mmap_mode="r", allow_pickle=False)
-        return Rows(files, (self.rows, first.shape[1]), first.dtype)
+    def remove_sums_before(self, stop: int) -> None:
+        """Remove running sums of fewer samples than the first `stop`, which others now hold."""
+        for path in self.folder.glob(f"{self.prefix}-*.npy"):
+            shard = Shard.of(path, self.prefix)
+            if shard is not None and shard.span.stop < stop:
+                with disk_errors(path):
+                    path.unlink(missing_ok=True)
 
 
-def is_whole(path: Path, sha256: str) -> bool:
-    """Whether the file's bytes have this sha256 (hex); one that has another is removed."""
+def shard_ranges(rows: int) -> list[range]:
+    """The row ranges of the shards of an array of that many rows."""
+    return [range(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]
+
+
+class _Checked:
+    """Names of the shards that were found whole and have not changed since; lines `NAME SIZE TIME_NS`.
+
+    Only ever appended to, a short line a write, so that processes do not disturb each other; a torn or missing line
+    costs one more checksum.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.lines = set(path.read_text(errors="replace").splitlines())
+        except OSError:
+            self.lines = set()
+
+    def __contains__(self, name: str) -> bool:
+        line = _fingerprint(self.path.with_name(name))
+        return line is not None and line in self.lines
+
+    def add(self, path: Path) -> None:
+        line = _fingerprint(path)
+        if line is None:
+            return
+        with suppress(OSError), self.path.open("a") as file:  # a cache that may only be read
+            file.write(f"{line}\n")
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Name, size and time of change of a file; None where it is gone."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return f"{path.name} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def has_sha256(path: Path, sha256: str) -> bool:
+    """Whether the file is there and its bytes have this sha256 (hex)."""
     with disk_errors(path):
         try:
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
         except FileNotFoundError:
-            return False  # another process removed it first
-        if found != sha256:
+            return False  # another process removed it
+
+
+def is_whole(path: Path, sha256: str) -> bool:
+    """`has_sha256`; a file that has another is removed."""
+    whole = has_sha256(path, sha256)
+    if not whole:
+        with disk_errors(path):
             path.unlink(missing_ok=True)
-    return found == sha256
+    return whole
+
+
+def count_bad(shards: Iterable[Shard]) -> int:
+    """Rows of these shards that were not finite."""
+    return sum(shard.bad for shard in shards)

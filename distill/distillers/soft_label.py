@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from distill.cache import PENULTIMATE, Network
-from distill.cache.forward import Forward
+from distill.cache import Network
+from distill.cache.forward import logits_of
 from distill.cache.teachers import TeacherConfig, train_teacher
 from distill.contracts import (
     Context,
@@ -121,5 +121,4 @@ def _label(plain: DistilledSet, teacher: Network, device: torch.device) -> np.nd
     Computed from the set itself and not from cached rows: a set's bytes then do not depend on what the cache holds.
     """
     split = Split(plain.images, plain.labels, fingerprint="")
-    _, logits = Forward(teacher, layer=PENULTIMATE, device=device).rows(split, range(len(plain)))
-    return logits
+    return logits_of(teacher, split, device=device).cpu().numpy()

@@ -83,7 +83,7 @@ class FeatureSpace:
         Selectors use differences only, and centred numbers lose least to rounding.
         """
         pixels = self.config.features == "pixels"
-        values = self._pixels(samples) if pixels else torch.from_numpy(self._network_rows.take(samples))
+        values = self._pixels(samples) if pixels else self._network_rows.take(samples)
         features = values.to(self.ctx.device, torch.float32)
         return features - features.mean(dim=0)
 

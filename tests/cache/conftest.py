@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from distill import cache as cache_module
-from distill.cache import Cache, Network, shards
+from distill.cache import Cache, Features, Logits, Network, rows, shards
 from distill.contracts import Preprocessing, Split
 from distill.models import build, model_config
 
 ROWS = 37
 SHARD_ROWS = 16
+BOTH = (Features(), Logits())
 
 
 class Told:
@@ -50,8 +51,8 @@ def told() -> Told:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
-    monkeypatch.setattr(cache_module, "SHARD_ROWS", SHARD_ROWS)
+    for module in (shards, rows, cache_module):
+        monkeypatch.setattr(module, "SHARD_ROWS", SHARD_ROWS)
     monkeypatch.setattr(cache_module.forward, "FORWARD_ROWS", 8)
 
 
@@ -95,6 +96,7 @@ def network(make_network: Callable[..., Network]) -> Network:
 
 
 @pytest.fixture
-def make_cache(tmp_path: Path, told: Told) -> Callable[[], Cache]:
+def make_cache(tmp_path: Path, told: Told) -> Callable[..., Cache]:
     """A new object on the same folder at each call, as a later run has it."""
-    return lambda: Cache(tmp_path / "cache", device=torch.device("cpu"), progress=told)
+    folder = tmp_path / "cache"
+    return lambda **options: Cache(folder, device=torch.device("cpu"), progress=told, **options)

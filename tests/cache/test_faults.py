@@ -14,15 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from distill.cache import Cache, Network, shards
+from distill.cache import Cache, Features, Logits, Network, Rows, shards
+from distill.cache.rows import StoredRows
 from distill.contracts import Split
 from distill.errors import InputError
 
-MakeCache = Callable[[], Cache]
+BOTH = (Features(), Logits())
+MakeCache = Callable[..., Cache]
+
+
+def first_folder(rows: Rows) -> Path:
+    assert isinstance(rows, StoredRows)
+    return rows.files[0].parent
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -62,27 +68,27 @@ def test_a_damaged_shard_is_computed_again(
     network: Network,
     told: Any,
 ) -> None:
-    make_cache().request(split, network)
+    make_cache().request(split, network, BOTH)
     before = contents(make_cache().folder)
     path = shard_files(make_cache().folder)[number]
     damage(path)
     cache = make_cache()
-    answers = cache.request(split, network)
+    answers = cache.request(split, network, BOTH)
     span = int(path.name.split("-")[1]), int(path.name.split("-")[2].split(".")[0])
     assert cache.images_forwarded == span[1] - span[0], "nothing else is computed again"
     assert contents(cache.folder) == before
     assert told.warnings == [f"{path} is damaged and will be computed again"]
-    assert np.isfinite(answers.features.read(slice(None))).all()
+    assert torch.isfinite(answers[Features()].read(slice(None))).all()
 
 
 def test_a_missing_shard_alone_is_computed(
     make_cache: MakeCache, split: Split, network: Network, told: Any
 ) -> None:
-    make_cache().request(split, network)
+    make_cache().request(split, network, BOTH)
     before = contents(make_cache().folder)
     next(path for path in shard_files(make_cache().folder) if "0000000016-" in path.name).unlink()
     cache = make_cache()
-    cache.request(split, network)
+    cache.request(split, network, BOTH)
     assert cache.images_forwarded == 16
     assert contents(cache.folder) == before
     assert told.warnings == []
@@ -92,8 +98,9 @@ def test_a_shard_that_another_process_removed_is_computed(
     make_cache: MakeCache, split: Split, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Removed after it was listed: that is no fault of the user's."""
-    make_cache().request(split, network)
+    make_cache().request(split, network, BOTH)
     first = shard_files(make_cache().folder)[0]
+    os.utime(first)  # so that it is summed again
     is_whole = shards.is_whole
 
     def removed(path: Path, sha256: str) -> bool:
@@ -102,23 +109,23 @@ def test_a_shard_that_another_process_removed_is_computed(
 
     monkeypatch.setattr(shards, "is_whole", removed)
     cache = make_cache()
-    cache.request(split, network)
+    cache.request(split, network, BOTH)
     assert cache.images_forwarded == 16
 
 
 def test_files_of_other_names_are_left_alone(make_cache: MakeCache, split: Split, network: Network) -> None:
-    make_cache().request(split, network)
+    make_cache().request(split, network, BOTH)
     other = shard_files(make_cache().folder)[0].with_name("rows-mine.npy")
     other.write_bytes(b"mine")
     cache = make_cache()
-    cache.request(split, network)
+    cache.request(split, network, BOTH)
     assert cache.images_forwarded == 0
     assert other.read_bytes() == b"mine"
 
 
 def test_the_manifest_tells_what_the_rows_are(make_cache: MakeCache, split: Split, network: Network) -> None:
-    answers = make_cache().request(split, network)
-    manifest = json.loads((answers.features.files[0].parent / "manifest.json").read_text())
+    answers = make_cache().request(split, network, BOTH)
+    manifest = json.loads((first_folder(answers[Features()]) / "manifest.json").read_text())
     assert manifest["rows"] == 37
     assert manifest["parts"]["data"] == split.fingerprint
     assert manifest["parts"]["layer"] == "penultimate"
@@ -184,8 +191,8 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_cache()
-    cache._shards("features", split, network, "penultimate")
-    cache._shards("logits", split, network, "penultimate")
+    for quantity in BOTH:
+        cache._folder(quantity, split, network)
     write_bytes = Path.write_bytes
 
     def fails_half_way(path: Path, data: bytes) -> int:
@@ -195,7 +202,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", fails_half_way)
         with pytest.raises(InputError, match=message) as caught:
-            cache.request(split, network)
+            cache.request(split, network, BOTH)
     assert caught.value.exit_code == 2
     assert shard_files(cache.folder) == []
     assert not list(cache.folder.rglob("*.partial"))
@@ -205,7 +212,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(
 def test_leftovers_of_kills_are_removed_when_they_are_old(
     make_cache: MakeCache, split: Split, network: Network
 ) -> None:
-    folder = make_cache().logits(split, network).files[0].parent
+    folder = first_folder(make_cache().logits(split, network))
     old, young = folder / ".rows-a.1.partial", folder / ".rows-b.2.partial"
     for path in (old, young):
         path.write_bytes(b"half")
@@ -222,12 +229,12 @@ SCRIPT = textwrap.dedent(
     from pathlib import Path
     import torch
     from distill import cache as cache_module, files
-    from distill.cache import Cache, Network, shards
+    from distill.cache import Cache, Features, Logits, Network, rows, shards
     from distill.contracts import Preprocessing, Split
     from distill.models import build, model_config
     from distill.progress import NullProgress
 
-    shards.SHARD_ROWS = cache_module.SHARD_ROWS = 8
+    shards.SHARD_ROWS = rows.SHARD_ROWS = cache_module.SHARD_ROWS = 8
 
     def work(folder, out):
         torch.set_num_threads(1)
@@ -238,7 +245,7 @@ SCRIPT = textwrap.dedent(
         state = build(config, image_shape=(1, 8, 8), classes=3, seed=0).state_dict()
         network = Network(config, (1, 8, 8), 3, Preprocessing((0.0,), (1.0,)), state, {})
         cache = Cache(Path(folder), device=torch.device("cpu"), progress=NullProgress())
-        cache.request(split, network)
+        cache.request(split, network, [Features(), Logits()])
         os.write(out, str(cache.images_forwarded).encode())
 
     def die_before_rename(count):

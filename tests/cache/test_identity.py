@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from distill.cache import Cache, Network, default_folder
+from distill.cache import Cache, Features, Logits, Network, Rows, default_folder
 from distill.cache import identity as identity_module
 from distill.cache.identity import cache_key
+from distill.cache.rows import StoredRows
 from distill.contracts import Split
 
-MakeCache = Callable[[], Cache]
+BOTH = (Features(), Logits())
+MakeCache = Callable[..., Cache]
 MakeNetwork = Callable[..., Network]
 
 
@@ -35,7 +37,7 @@ def test_a_second_request_computes_nothing(make_cache: MakeCache, split: Split, 
     second = make_cache()
     assert np.array_equal(second.features(split, network).read(slice(None)), before)
     second.logits(split, network)
-    second.gradients(split, network)
+    second.last_layer_gradients(split, network)
     assert second.images_forwarded == 0
     assert (first.hits, second.hits) == (0, 3)
 
@@ -57,6 +59,11 @@ CHANGES: dict[str, Callable[[Split, Network, MakeNetwork], tuple[Split, Network,
 }
 
 
+def files(rows: Rows) -> set[Path]:
+    assert isinstance(rows, StoredRows)
+    return set(rows.files)
+
+
 def _nudged(network: Network) -> dict[str, torch.Tensor]:
     bias = network.state["classifier.bias"].clone()
     bias[0] = torch.nextafter(bias[0], torch.tensor(9.0))
@@ -68,12 +75,12 @@ def test_any_part_that_changes_is_computed_anew(
     part: str, make_cache: MakeCache, make_network: MakeNetwork, split: Split, network: Network
 ) -> None:
     cache = make_cache()
-    before = cache.request(split, network)
+    before = cache.request(split, network, BOTH)
     other_split, other_network, layer = CHANGES[part](split, network, make_network)
-    after = cache.request(other_split, other_network, layer=layer)
+    after = cache.request(other_split, other_network, (Features(layer), Logits()))
     assert cache.images_forwarded == len(split) + len(other_split)
-    assert not set(after.features.files) & set(before.features.files)
-    assert bool(set(after.logits.files) & set(before.logits.files)) == (part == "layer")
+    assert not files(after[Features(layer)]) & files(before[Features()])
+    assert bool(files(after[Logits()]) & files(before[Logits()])) == (part == "layer")
 
 
 def test_the_centre_of_whitening_is_a_part(make_network: MakeNetwork) -> None:
@@ -87,10 +94,10 @@ def test_what_does_not_decide_the_rows_is_no_part(
     make_cache: MakeCache, split: Split, network: Network
 ) -> None:
     cache = make_cache()
-    cache.request(split, network)
+    cache.request(split, network, BOTH)
     told_otherwise = replace(network, facts={"seconds": 3.0})
     same_rows = Split(split.images.clone(), split.labels, split.fingerprint)
-    cache.request(same_rows, told_otherwise)
+    cache.request(same_rows, told_otherwise, BOTH)
     cache.logits(split, network)
     assert cache.images_forwarded == 37
 
@@ -115,10 +122,10 @@ def test_the_key() -> None:
 def test_a_new_producer_does_not_serve_old_rows(
     make_cache: MakeCache, split: Split, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_cache().request(split, network)
+    make_cache().request(split, network, BOTH)
     monkeypatch.setattr(identity_module, "PRODUCER_VERSION", 10**6)
     cache = make_cache()
-    cache.request(split, network)
+    cache.request(split, network, BOTH)
     assert cache.images_forwarded == 37
 
 

@@ -1,0 +1,239 @@
+"""The pass over a split that brings everything missing to disk at once.
+
+What is asked for is looked up shard by shard; ranges of which anything is missing go forward once, and each quantity
+that a range lacks is written. A range is written while the next one is computed: a kill loses the shard being written
+and what was begun of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from distill.cache.forward import Forward, Part
+from distill.cache.networks import Network
+from distill.cache.quantities import Statistics, Stored
+from distill.cache.shards import Shard, ShardFolder, count_bad, shard_ranges
+from distill.cache.tiers import Tiers, map_file
+from distill.contracts import Progress, Split
+from distill.errors import NonFiniteError
+from distill.training.memory import memory_errors
+
+Wanted = Stored | Statistics
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a pass may take and bear.
+
+    Args:
+        work_bytes: memory for per-sample gradients beside the forward pass.
+        non_finite: share of a split's samples whose values may be NaN or infinite.
+    """
+
+    work_bytes: int = 1 << 30
+    non_finite: float = 0.001
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Running sums of statistics.
+
+    Args:
+        stop: how many samples, from the first, they hold.
+        values: float64 (classes, width), empty where `stop` is 0.
+        bad: samples left out because they were not finite.
+    """
+
+    stop: int
+    values: Tensor
+    bad: int
+
+
+class Pass:
+    """One network's pass over one split.
+
+    Args:
+        split, network: whose rows.
+        folders: where each quantity lies, complete or not.
+        device: where the network runs.
+        tiers: what keeps fresh rows in memory.
+        limits, progress: as in `Cache`.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        network: Network,
+        folders: Mapping[Wanted, ShardFolder],
+        *,
+        tiers: Tiers,
+        limits: Limits,
+        progress: Progress,
+    ) -> None:
+        self.split = split
+        self.network = network
+        self.folders = folders
+        self.tiers = tiers
+        self.limits = limits
+        self.progress = progress
+        self.shards: dict[Wanted, dict[range, Shard]] = {
+            quantity: folder.present()
+            for quantity, folder in folders.items()
+            if not isinstance(quantity, Statistics)
+        }
+        self.sums = {
+            quantity: _latest_sums(folder)
+            for quantity, folder in folders.items()
+            if isinstance(quantity, Statistics)
+        }
+        self.spans = shard_ranges(len(split))
+        self.images_forwarded = 0
+
+    def run(self, needed: Iterable[Wanted]) -> None:
+        """Compute what is missing of `needed`; quantities beside it are written where a pass is made anyway.
+
+        Raises:
+            NonFiniteError: more samples than `limits.non_finite` allows have NaN or infinite values.
+        """
+        needed = tuple(needed)
+        missing = [span for span in self.spans if any(self._lacks(quantity, span) for quantity in needed)]
+        if missing:
+            self._compute(missing)
+        for quantity in needed:
+            self._judge(quantity)
+
+    def _compute(self, missing: Sequence[range]) -> None:
+        total = sum(len(span) for span in missing)
+        title = ", ".join(dict.fromkeys(quantity.kind.replace("_", " ") for quantity in self.folders))
+        passes: dict[tuple[Wanted, ...], Forward] = {}
+        with (
+            memory_errors("computing features", fix="lower cache.work_bytes, or use a smaller network"),
+            self.progress.task(title, total=total, unit="image") as task,
+            _Writer() as writer,
+        ):
+            for span in missing:
+                lacking = tuple(quantity for quantity in self.folders if self._lacks(quantity, span))
+                if lacking not in passes:
+                    passes[lacking] = self._forward(lacking)
+                parts = passes[lacking].over(self.split, span)
+                self.images_forwarded += len(span)
+                writer.do(lambda span=span, parts=parts: self._store(span, parts))  # type: ignore[misc]
+                task.advance(len(span))
+
+    def _forward(self, quantities: tuple[Wanted, ...]) -> Forward:
+        work = self.limits.work_bytes
+        return Forward(self.network, quantities, device=self.tiers.device, work_bytes=work)
+
+    def _lacks(self, quantity: Wanted, span: range) -> bool:
+        if isinstance(quantity, Statistics):
+            return self.sums[quantity].stop < span.stop
+        return span not in self.shards[quantity]
+
+    def _store(self, span: range, parts: Mapping[Wanted, Part]) -> None:
+        """Write what a range of samples gave; nothing of it, where too much is not finite."""
+        bad = {quantity: int(part.bad.sum()) for quantity, part in parts.items()}
+        for quantity, part in parts.items():
+            self._refuse(quantity, self._bad(quantity) + bad[quantity], span, part.bad)
+        for quantity, part in parts.items():
+            store = self._store_sums if isinstance(quantity, Statistics) else self._store_rows
+            store(quantity, span, part, bad[quantity])  # type: ignore[operator]
+
+    def _store_rows(self, quantity: Stored, span: range, part: Part, bad: int) -> None:
+        values = torch.where(part.bad[:, None], 0.0, part.values) if bad else part.values
+        shard = self.folders[quantity].write(span, values.cpu().numpy(), bad=bad)
+        self.shards[quantity][span] = shard
+        if self.tiers.device.type == "cuda":
+            self.tiers.put(shard.path, values)
+
+    def _store_sums(self, quantity: Statistics, span: range, part: Part, bad: int) -> None:
+        """Replace the sums up to `span` by those that hold it too."""
+        before, folder = self.sums[quantity], self.folders[quantity]
+        assert before.stop == span.start, "sums are taken in the order of the samples"
+        values = part.values.cpu() + before.values if before.stop else part.values.cpu()
+        folder.write(range(span.stop), values.numpy(), bad=before.bad + bad)
+        self.sums[quantity] = Sums(span.stop, values, before.bad + bad)
+        folder.remove_sums_before(span.stop)
+
+    def _bad(self, quantity: Wanted) -> int:
+        """Samples known to have values that are not finite."""
+        if isinstance(quantity, Statistics):
+            return self.sums[quantity].bad
+        return count_bad(self.shards[quantity].values())
+
+    def _judge(self, quantity: Wanted) -> None:
+        """Refuse what an earlier run found too much of, tell of what is borne."""
+        bad = self._bad(quantity)
+        self._refuse(quantity, bad, None, None)
+        if bad:
+            counted = "left out of" if isinstance(quantity, Statistics) else "rows of zeros in"
+            self.progress.warn(
+                f"{bad} of {len(self.split)} images gave values that are not finite; they are {counted} "
+                f"{_describe(quantity)}",
+                bad=bad,
+            )
+
+    def _refuse(self, quantity: Wanted, bad: int, span: range | None, where: Tensor | None) -> None:
+        allowed = int(self.limits.non_finite * len(self.split))
+        if bad <= allowed:
+            return
+        first = ""
+        if span is not None and where is not None:
+            first = f", the first of these at image {span.start + int(where.nonzero()[0])}"
+        raise NonFiniteError(
+            f"{bad} of {len(self.split)} images gave NaN or infinite {_describe(quantity)}{first}",
+            allowed=f"{allowed} (cache.non_finite: {self.limits.non_finite:g})",
+            fix="check the network's training (a lower lr), and the images' pixels",
+        )
+
+
+def _latest_sums(folder: ShardFolder) -> Sums:
+    """The furthest sums on disk. Another process may replace them while we look."""
+    while True:
+        shards = folder.present().values()
+        if not shards:
+            return Sums(0, torch.empty(0), 0)
+        latest = max(shards, key=lambda shard: shard.span.stop)
+        try:
+            return Sums(latest.span.stop, map_file(latest.path).clone(), latest.bad)
+        except FileNotFoundError:
+            continue
+
+
+def _describe(quantity: Wanted) -> str:
+    layer = f" of layer {quantity.layer}" if quantity.kind == "features" else ""
+    return quantity.kind.replace("_", " ") + layer
+
+
+class _Writer:
+    """Does one thing at a time in a thread, while the caller goes on with the next; errors reach the caller."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def do(self, work) -> None:  # type: ignore[no-untyped-def]
+        self.wait()
+        self._pending = self._thread.submit(work)
+
+    def wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._thread.shutdown(wait=True)
