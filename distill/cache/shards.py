@@ -99,15 +99,17 @@ class ShardFolder:
         remove_stale_partials(self.folder)
         checked = _Checked(self.folder / _CHECKED)
         found: dict[range, Shard] = {}
-        for path in sorted(self.folder.glob(f"{self.prefix}-*.npy")):
-            shard = Shard.of(path, self.prefix)
+        with disk_errors(self.folder):
+            entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
+        for entry in entries:
+            shard = Shard.of(Path(entry.path), self.prefix)
             if shard is None:
                 continue
-            if path.name not in checked:
-                if not is_whole(path, shard.sha256):
-                    self.progress.warn(f"{path} is damaged and will be computed again")
+            if entry not in checked:
+                if not is_whole(shard.path, shard.sha256):
+                    self.progress.warn(f"{shard.path} is damaged and will be computed again")
                     continue
-                checked.add(path)
+                checked.add(shard.path)
             found[shard.span] = shard
         return found
 
@@ -151,25 +153,20 @@ class _Checked:
         except OSError:
             self.lines = set()
 
-    def __contains__(self, name: str) -> bool:
-        line = _fingerprint(self.path.with_name(name))
-        return line is not None and line in self.lines
+    def __contains__(self, entry: os.DirEntry[str]) -> bool:
+        with suppress(FileNotFoundError):
+            return _line(entry.name, entry.stat()) in self.lines
+        return False
 
     def add(self, path: Path) -> None:
-        line = _fingerprint(path)
-        if line is None:
-            return
-        with suppress(OSError), self.path.open("a") as file:  # a cache that may only be read
-            file.write(f"{line}\n")
+        with suppress(OSError):  # a cache that may only be read
+            line = _line(path.name, path.stat())
+            with self.path.open("a") as file:
+                file.write(f"{line}\n")
 
 
-def _fingerprint(path: Path) -> str | None:
-    """Name, size and time of change of a file; None where it is gone."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return f"{path.name} {facts.st_size} {facts.st_mtime_ns}"
+def _line(name: str, facts: os.stat_result) -> str:
+    return f"{name} {facts.st_size} {facts.st_mtime_ns}"
 
 
 def has_sha256(path: Path, sha256: str) -> bool:

@@ -11,6 +11,7 @@ file itself, mapped into memory, of which the operating system keeps pages as it
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import threading
@@ -18,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,6 @@ from torch import Tensor
 # Of the memory that is free when the cache opens. The rest is for networks, batches and other programs.
 DEVICE_SHARE = 0.25
 HOST_SHARE = 0.25
-
-_MADV_POPULATE_READ = 22  # Linux 5.14: map the pages that are in memory at once, instead of one fault each
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Tiers:
                 values = level.get(path)
                 if values is not None:
                     return values
-        values = self._read(path)
+        values = map_file(path)
         with self._lock:
             return self._keep(path, values)
 
@@ -137,32 +137,32 @@ class Tiers:
             return values
         for _ in self.on_host.make_room(values.nbytes, beside=path.parent):
             pass  # it is on disk
-        values = self._for_host(path, values)
+        if self.device.type == "cuda":
+            values = values.cpu().pin_memory()
         self.on_host.add(path, values)
         return values
-
-    def _read(self, path: Path) -> Tensor:
-        return map_file(path)
-
-    def _for_host(self, path: Path, values: Tensor) -> Tensor:
-        """The form in which the host keeps a shard."""
-        if self.device.type == "cuda":
-            return values.cpu().pin_memory()
-        return map_file(path)
 
 
 def map_file(path: Path) -> Tensor:
     """A shard's file mapped into memory, (rows, D); changes of the tensor would not reach the file."""
     with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        start = file.tell()
+        head = file.read(_HEAD)
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    with suppress(OSError):  # an older kernel, or not Linux
-        pages.madvise(_MADV_POPULATE_READ)
-    return torch.frombuffer(pages, dtype=_TORCH[dtype.str], offset=start).view(shape)
+    shape, dtype, start = _read_header(head)
+    return torch.frombuffer(pages, dtype=dtype, offset=start).view(shape)
 
 
+@lru_cache(maxsize=64)
+def _read_header(head: bytes) -> tuple[tuple[int, ...], torch.dtype, int]:
+    """Shape, type and place of the values, from the first bytes of an .npy file; shards share them but for the last."""
+    file = io.BytesIO(head)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, _TORCH[dtype.str], file.tell()
+
+
+# What numpy writes before the values of a two-dimensional array.
+_HEAD = 128
 _TORCH = {"<f4": torch.float32, "<f8": torch.float64}
 
 
