@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.cache import PENULTIMATE, Rows
 from distill.cache.teachers import TeacherConfig, train_teacher
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, Training
+from distill.errors import InputError
 from distill.selection import BudgetConfig, Selector, select_by_class
 
 
@@ -22,12 +23,32 @@ class FeatureConfig(BudgetConfig):
     """A budget, and the space of features.
 
     `features: network` takes the outputs of `layer` of a network trained on the source (`network`);
-    `features: pixels` the normalised pixels.
+    `features: pixels` the normalised pixels, which come from no network and no layer.
     """
 
     features: Literal["network", "pixels"] = "network"
     network: TeacherConfig = TeacherConfig()
     layer: Annotated[str, Field(min_length=1)] = PENULTIMATE
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        # By value: a merged recipe names every default.
+        fields = type(self).model_fields
+        ignored = [
+            name
+            for name in ("network", "layer")
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+        if self.features == "pixels" and ignored:
+            names = " and ".join(ignored)
+            error = InputError(
+                f"{names} would be ignored: pixels come from no network",
+                found=f"features: pixels with {names}",
+                allowed="features: network with them, or features: pixels alone",
+                fix=f"remove {names}, or set features: network",
+            )
+            raise ValueError(error.what) from error
+        return self
 
 
 class FeatureSelector(Selector):

@@ -54,7 +54,9 @@ class Case:
 
 def measured(method: str, features: str, *, random: bool) -> Case:
     """A selector in a feature space; in pixels nothing is left to chance."""
-    options = {"ipc": 2, "features": features, "network": NETWORK}
+    options: dict[str, Any] = {"ipc": 2, "features": features}
+    if features == "network":
+        options["network"] = NETWORK
     return Case(method, options, images=2, random=random, behind=options)
 
 

@@ -13,13 +13,39 @@ from dataselect.herding import Herding
 from dataselect.kcenter import KCenter
 from distill.cache.teachers import train_teacher
 from distill.contracts import Context, Selection, Source
-from distill.errors import InputError
+from distill.errors import InputError, RecipeErrors
+from distill.recipe import make_recipe
 
 NETWORK = {"model": {"name": "convnet", "width": 4}, "train": {"epochs": 1, "batch_size": 16}}
 
 
 def config(**options: object) -> FeatureConfig:
-    return FeatureConfig.model_validate({"ipc": 2, "network": NETWORK, **options})
+    network = {} if options.get("features") == "pixels" else {"network": NETWORK}
+    return FeatureConfig.model_validate({"ipc": 2, **network, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "ignored"),
+    [
+        ({"network": NETWORK}, "network"),
+        ({"layer": "classifier"}, "layer"),
+        ({"network": NETWORK, "layer": "classifier"}, "network and layer"),
+    ],
+)
+def test_pixels_refuse_what_they_would_ignore(options: dict[str, object], ignored: str) -> None:
+    with pytest.raises(RecipeErrors) as caught:
+        make_recipe(
+            {"data": {"name": "digits"}, "steps": [{"kcenter": {"ipc": 2, "features": "pixels", **options}}]}
+        )
+    (problem,) = caught.value.problems
+    assert problem.what == f"{ignored} would be ignored: pixels come from no network"
+    assert problem.fix == f"remove {ignored}, or set features: network"
+
+
+def test_the_merged_options_of_pixels_are_read_back() -> None:
+    """A merged recipe names every default, the network's too."""
+    chosen = config(features="pixels")
+    assert FeatureConfig.model_validate_json(chosen.model_dump_json()) == chosen
 
 
 def forbid_training(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
