@@ -90,7 +90,7 @@ def interval_in_words(pair: PairedDifference) -> str:
     """Whether the 95% interval of a difference excludes 0."""
     if pair.difference_ci95 is None:
         return "none: one seed"
-    return "excludes 0" if pair.excludes_zero else "holds 0"
+    return "excludes 0" if pair.excludes_zero else "includes 0"
 
 
 def size_line(evaluation: Evaluation) -> str:

@@ -47,7 +47,7 @@ def test_usual_names_fit_a_terminal(evaluation: Evaluation) -> None:
 def test_undecided_difference_is_marked(evaluation: Evaluation) -> None:
     pair = PairedDifference("set", "random", "hard", "hard", "convnet", (0.1, -0.1, 0.02))
     text = render(replace(evaluation, paired=(pair,)))
-    assert "+0.7 ± 25.0  holds 0" in text
+    assert "+0.7 ± 25.0  includes 0" in text
     assert "excludes" not in text
 
 
