@@ -131,7 +131,10 @@ def run(
     from distill import pipeline
 
     if dry_run:
-        click.echo(pipeline.dry_run(recipe, overrides, out=out, device=device, seed=seed))
+        plan = pipeline.dry_run(
+            recipe, overrides, out=out, device=device, seed=seed, resume=resume, fresh=fresh
+        )
+        click.echo(plan)
         return
     result = pipeline.run(
         recipe,

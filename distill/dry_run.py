@@ -1,34 +1,37 @@
-"""What a run would do: its files, and rough bounds on memory, disk and time. Nothing is read beyond a cheap look.
+"""What a run would do: its files, and rough bounds on memory, disk and time. Nothing is run or written.
 
-Times come from counted floating-point operations and the rates below, which are measurements of one machine
-(tools/bench/students.py on 2 cores of a 2.5 GHz Xeon; a GPU's is the same order for small images). They tell
-minutes from hours, no more.
+Times come from counted operations and the rates below, which are measurements of one machine (tools/bench/students.py
+on 2 cores of a 2.5 GHz Xeon; a GPU's is the same order for small images). They tell minutes from hours, no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from distill.cache import default_folder
-from distill.contracts import Estimate, Method, StepKind
+from distill.contracts import Estimate, Method, Source
 from distill.data import Plan, plan
-from distill.errors import InputError
+from distill.data.outline import outline
 from distill.models import describe
 from distill.models.cost import forward_cost
 from distill.recipe import Recipe
 from distill.report.quantities import seconds, size
-from distill.run_folder import RunFolder
+from distill.run_folder import RunFolder, State
+from distill.step_checks import check_places, check_steps
 from distill.training.config import Strict, TrainConfig
 from distill.training.engine import worker_count
 
 FLOPS_A_SECOND = {"cpu": 4e10, "cuda": 2e13}  # of one core, of one GPU
 STEP_SECONDS = {"cpu": 4e-3, "cuda": 1e-3}  # a training step costs at least this
-PROCESS_BYTES = 600_000_000  # a Python process with torch
+# Without these a run of seconds is told to take none. Measured there as a run of a few steps: 10 s with one worker,
+# which is this process alone, and 14 to 16 s with two.
+START_SECONDS = 8.0  # importing torch and the rest, and what the first training step sets up
+WORKERS_SECONDS = 6.0  # the workers import them again, side by side
+PROCESS_BYTES = 750_000_000  # resident set of a Python process that has trained a tiny network with torch
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,30 @@ class Work:
         return alone / (self.parallel if device == "cpu" else 1)
 
 
-def dry_run(recipe: Recipe, steps: Sequence[Method], folder: RunFolder, device: torch.device) -> str:
-    """The plan of a run as text."""
+def dry_run(
+    recipe: Recipe, steps: Sequence[Method], folder: RunFolder, device: torch.device, *, state: State
+) -> str:
+    """The plan of a run as text.
+
+    Args:
+        recipe, steps, folder, device: of the run.
+        state: how the run would begin in the folder.
+
+    Raises:
+        InputError: what the run itself would refuse, as far as it shows without decoding an image.
+    """
+    check_places(steps)
     looked = plan(recipe.data)  # type: ignore[arg-type]
-    estimates = _estimates(recipe, steps, looked)
+    source = outline(recipe.data, looked, seed=recipe.seed)  # type: ignore[arg-type]
+    if source is not None:
+        check_steps(steps, source.without_test())
+        looked = _counted(looked, source)
+    estimates = _estimates(recipe, steps, looked, source)
     lines = [
         f"would run {len(steps)} step{'s' if len(steps) > 1 else ''} on {device}; nothing was run",
+        *_state_lines(state, folder),
         "",
-        f"data     {_data_text(recipe, looked)}",
+        f"data     {_data_text(recipe, looked, source)}",
         *(
             f"step {k}   {step.kind} {step.name}" + (f": {estimate.images} images" if estimate else "")
             for k, (step, estimate) in enumerate(zip(steps, estimates, strict=True))
@@ -79,30 +98,29 @@ def dry_run(recipe: Recipe, steps: Sequence[Method], folder: RunFolder, device: 
     return "\n".join(lines)
 
 
-def check_places(steps: Sequence[Method]) -> None:
-    """Let every step refuse its place in the order of steps."""
-    follows: StepKind | None = None
-    for number, step in enumerate(steps):
-        with step_named(number, step):
-            step.check_place(follows)
-        follows = step.kind
+def _state_lines(state: State, folder: RunFolder) -> list[str]:
+    """What the folder holds of this recipe already, and what that changes."""
+    if state == "finished":
+        return [f"the run in {folder.root} is finished: only --fresh would run it again"]
+    if state == "interrupted":
+        return [f"the run in {folder.root} was interrupted and would go on; below is the whole of it"]
+    return []
 
 
-@contextmanager
-def step_named(number: int, step: Method) -> Iterator[None]:
-    """Put the step's place in the recipe into an InputError that names none."""
-    try:
-        yield
-    except InputError as error:
-        error.where = error.where or f"steps.{number}.{step.name}"
-        raise
+def _counted(looked: Plan, source: Source) -> Plan:
+    """The plan with numbers that were counted in place of those that were declared."""
+    train = len(source.train) + len(source.valid)
+    return Plan(len(source.classes), looked.image_shape, train, len(source.test))
 
 
-def _estimates(recipe: Recipe, steps: Sequence[Method], looked: Plan) -> list[Estimate | None]:
+def _estimates(
+    recipe: Recipe, steps: Sequence[Method], looked: Plan, source: Source | None
+) -> list[Estimate | None]:
     """What each step will do; None where the number of images or classes is not known."""
     if looked.train is None or looked.classes is None:
         return [None for _ in steps]
-    train = round(looked.train * (1 - recipe.data.valid))  # type: ignore[attr-defined]
+    valid: float = recipe.data.valid  # type: ignore[attr-defined]
+    train = round(looked.train * (1 - valid)) if source is None else len(source.train)
     found: list[Estimate | None] = []
     before = None
     for step in steps:
@@ -112,14 +130,19 @@ def _estimates(recipe: Recipe, steps: Sequence[Method], looked: Plan) -> list[Es
     return found
 
 
-def _data_text(recipe: Recipe, looked: Plan) -> str:
+def _data_text(recipe: Recipe, looked: Plan, source: Source | None) -> str:
     def known(value: int | None) -> str:
         return "?" if value is None else str(value)
 
     shape = "?" if looked.image_shape is None else " x ".join(map(str, looked.image_shape))
+    name: str = recipe.data.name  # type: ignore[attr-defined]
+    if source is not None:
+        counts = f"{len(source.train)} train, {len(source.valid)} valid, {len(source.test)} test"
+        return f"{name}: {len(source.classes)} classes of {shape} images; {counts}"
     return (
-        f"{recipe.data.name}: {known(looked.classes)} classes, {known(looked.train)} training and "  # type: ignore[attr-defined]
-        f"{known(looked.test)} test images of {shape}"
+        f"{name}: {known(looked.classes)} classes of {shape} images; at most {known(looked.train)} for train and "
+        f"valid, {known(looked.test)} test\n"
+        "         not checked: whether each class has the images asked for; the data are large, or still to be fetched"
     )
 
 
@@ -137,15 +160,18 @@ def _costs(
     ]
     last = estimates[-1]
     assert last is not None
-    work += _students(recipe, last.images, looked)
-    total = sum(item.seconds(device.type) for item in work)
+    work += _students(recipe, last.images, looked, device)
+    in_workers = device.type == "cpu" and any(item.parallel > 1 for item in work)
+    started = START_SECONDS + (WORKERS_SECONDS if in_workers else 0.0)
+    total = started + sum(item.seconds(device.type) for item in work)
     image_bytes = looked.image_bytes or 0
     peak = PROCESS_BYTES + 2 * image_bytes + max(_side_by_side(item, device) for item in work)
     pixels = shape[0] * shape[1] * shape[2]
     set_bytes = last.images * (pixels + 2 * classes + 32)
     cache_bytes = _cache_bytes(estimates, shape, classes)
     return [
-        f"time     about {seconds(total)} (from counted operations; right to a factor of three)",
+        f"time     about {seconds(total)}, of which starting {seconds(started)} (from counted operations; right to a "
+        "factor of three)",
         f"memory   about {size(int(peak))}, of which images {size(image_bytes)}",
         f"disk     set at most {size(set_bytes)}; cache about {size(cache_bytes)}",
     ]
@@ -158,22 +184,30 @@ def _side_by_side(item: Work, device: torch.device) -> int:
     return item.parallel * (item.peak_bytes + PROCESS_BYTES)
 
 
-def _students(recipe: Recipe, images: int, looked: Plan) -> list[Work]:
+def _students(recipe: Recipe, images: int, looked: Plan, device: torch.device) -> list[Work]:
+    """The students of every arm; the set counts in two regimes."""
     asked = recipe.evaluate
-    assert looked.image_shape is not None and looked.classes is not None and looked.test is not None
-    arms = 2 + ("random" in asked.against) + ("full" in asked.against)  # the set counts in two regimes
+    assert looked.image_shape is not None and looked.classes is not None
+    assert looked.train is not None and looked.test is not None
     found = []
     for student in asked.students:
         one = _training(student, recipe.train, images, looked.image_shape, looked.classes, title="students")
-        count = arms * asked.seeds
+        arms = [one] * (2 + ("random" in asked.against))
+        if "full" in asked.against:
+            epochs = asked.full_epochs or max(1, round(recipe.train.epochs * images / looked.train))
+            longer = recipe.train.model_copy(update={"epochs": epochs})
+            arms.append(
+                _training(student, longer, looked.train, looked.image_shape, looked.classes, title="")
+            )
         test_flops = forward_cost(student, looked.image_shape, looked.classes).flops * looked.test
+        count = len(arms) * asked.seeds
         found.append(
             Work(
                 "students",
-                (one.flops + test_flops) * count,
-                one.steps * count,
-                min(worker_count(), count),
-                one.peak_bytes,
+                sum(arm.flops + test_flops for arm in arms) * asked.seeds,
+                sum(arm.steps for arm in arms) * asked.seeds,
+                min(worker_count(), count) if device.type == "cpu" else count,
+                max(arm.peak_bytes for arm in arms),
             )
         )
     return found

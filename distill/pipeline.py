@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,15 +16,14 @@ import torch
 
 from distill.cache import Cache, default_folder
 from distill.contracts import Context, DistilledSet, Method, Progress, Selection, Source, StepKind
-from distill.costs import Costs
+from distill.costs import CostedLedger, Costs
 from distill.data import open_source
-from distill.dry_run import check_places, step_named
 from distill.dry_run import dry_run as plan_text
 from distill.environment import code_revision, machine, versions
-from distill.errors import InputError
-from distill.evaluation.protocol import Ledger, Protocol
+from distill.errors import DamagedDataError, InputError
+from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
-from distill.evaluation.results import Evaluation, SetBytes
+from distill.evaluation.results import Evaluation, SetBytes, from_report
 from distill.files import disk_errors
 from distill.progress import open_progress
 from distill.recipe import Recipe, as_dict, load_recipe, make_recipe, merged_yaml
@@ -32,6 +32,7 @@ from distill.report.tables import render
 from distill.report.write import write_report
 from distill.run_folder import RunFolder, without_paths
 from distill.selection import materialise
+from distill.step_checks import check_places, check_steps, step_named
 from distill.store.reader import read_set
 from distill.store.summary import summarise
 from distill.store.writer import write_set
@@ -64,7 +65,7 @@ def run(
     fresh: bool = False,
     quiet: bool = False,
 ) -> RunResult:
-    """Run a recipe from data to an evaluated set.
+    """Run a recipe from data to an evaluated set; where the folder holds this very run finished, read its results.
 
     Args:
         recipe: a path, the name of a shipped recipe, or the recipe itself as plain data.
@@ -73,7 +74,7 @@ def run(
         device: `cpu`, `cuda` or `cuda:N`; by default `cuda` where there is one.
         seed: instead of the recipe's.
         resume: insist on going on with an interrupted run.
-        fresh: start anew, whatever the folder holds.
+        fresh: start anew, whatever the folder holds; earlier results stay in `previous` until the run is done.
         quiet: tell warnings only.
 
     Raises:
@@ -82,15 +83,34 @@ def run(
     loaded, name = resolve(recipe, overrides, seed)
     folder = RunFolder(Path(out) if out else Path("runs") / name)
     torch_device = choose_device(device)
+    merged = merged_yaml(loaded)
+    folder.check(merged, resume=resume, fresh=fresh)  # before the lock, which makes the folder
     with folder.locked():
-        goes_on = folder.open(merged_yaml(loaded), resume=resume, fresh=fresh)
+        state = folder.open(merged, resume=resume, fresh=fresh)
+        if state == "finished":
+            evaluation = _read_back(folder, quiet=quiet)
+            return RunResult(folder, evaluation, render(evaluation))
         with open_progress(folder.log, quiet=quiet) as progress:
-            if goes_on:
+            if state == "interrupted":
                 progress.note(f"going on with the interrupted run in {folder.root}")
+            if folder.previous.exists():
+                progress.note(f"earlier results are kept in {folder.previous} until this run is finished")
             with workshop(loaded, torch_device, progress) as shop:
                 evaluation = _run(loaded, folder, shop)
         folder.finish()
     return RunResult(folder, evaluation, render(evaluation))
+
+
+def _read_back(folder: RunFolder, *, quiet: bool) -> Evaluation:
+    """What the finished run in the folder found."""
+    with open_progress(None, quiet=quiet) as progress:
+        progress.note(f"the run in {folder.root} is finished, these are its results; --fresh runs it again")
+    where = str(folder.report_json)
+    try:
+        report = json.loads(folder.report_json.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedDataError("the report is damaged", where=where, fix="run again with --fresh") from error
+    return from_report(report, where=where)
 
 
 def dry_run(
@@ -100,14 +120,14 @@ def dry_run(
     out: Path | str | None = None,
     device: str | None = None,
     seed: int | None = None,
+    resume: bool = False,
+    fresh: bool = False,
 ) -> str:
     """What `run` with the same arguments would do, as text; nothing is run or written."""
     loaded, name = resolve(recipe, overrides, seed)
-    steps = make_steps(loaded)
-    check_places(steps)
-    return plan_text(
-        loaded, steps, RunFolder(Path(out) if out else Path("runs") / name), choose_device(device)
-    )
+    folder = RunFolder(Path(out) if out else Path("runs") / name)
+    state = folder.check(merged_yaml(loaded), resume=resume, fresh=fresh)
+    return plan_text(loaded, make_steps(loaded), folder, choose_device(device), state=state)
 
 
 def resolve(
@@ -166,7 +186,7 @@ def _run(recipe: Recipe, folder: RunFolder, shop: Workshop) -> Evaluation:
     check_places(steps)
     with shop.costs.stage("data"):
         source = open_source(recipe.data, seed=recipe.seed, progress=shop.progress)  # type: ignore[arg-type]
-    check_steps(steps, source)
+    check_steps(steps, source.without_test())
     result = _run_steps(steps, source.without_test(), folder, shop)
     distilled = _finish_set(result, source, recipe)
     write_set(distilled, folder.set)
@@ -178,15 +198,6 @@ def make_steps(recipe: Recipe) -> list[Method]:
     """The recipe's methods with their configurations."""
     known = methods()
     return [lookup(step.method, known, what="method").load()(step.config) for step in recipe.steps]
-
-
-def check_steps(steps: Sequence[Method], source: Source) -> None:
-    """Let every step refuse what it cannot do, before the first one runs."""
-    follows: StepKind | None = None
-    for number, step in enumerate(steps):
-        with step_named(number, step):
-            step.check(source.without_test(), follows)
-        follows = step.kind
 
 
 def _run_steps(
@@ -363,7 +374,7 @@ def _evaluate(
             protocol,
             engine=shop.engine,
             progress=shop.progress,
-            ledger=Ledger(ledger, identity=summary["content_sha256"]),
+            ledger=CostedLedger(ledger, identity=summary["content_sha256"], costs=shop.costs),
         )
     sizes = summary["bytes"]
     evaluation = Evaluation(

@@ -2,24 +2,25 @@
 
 DIR/set.h5, report.json, report.html, recipe.yaml, log.jsonl   what a user reads
 DIR/.resume/                                                   what an interrupted run needs; gone once it is done
+DIR/previous/                                                  the results that --fresh is replacing; gone likewise
 
-The same recipe in the same folder goes on where it was interrupted, or runs again when it was finished; another
-recipe is refused, with the differences, unless the folder is started afresh.
+The same recipe in the same folder goes on where it was interrupted; where it is finished there is nothing to do.
+Another recipe is refused, with the differences, unless the folder is started afresh.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from distill.costs import load_cost, save_cost
 from distill.errors import InputError
 from distill.evaluation.results import StageCost
 from distill.files import disk_errors, write_bytes_atomically
@@ -29,6 +30,10 @@ try:
     import fcntl
 except ImportError:  # Windows has no advisory locks of this kind; two runs in one folder are then not caught
     fcntl = None  # type: ignore[assignment]
+
+
+State = Literal["new", "interrupted", "finished"]
+_SHOWN = 8  # differences between two recipes
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class RunFolder:
         return self.root / ".resume"
 
     @property
+    def previous(self) -> Path:
+        return self.root / "previous"
+
+    @property
     def ledger(self) -> Path:
         return self.resume / "students.jsonl"
 
@@ -75,11 +84,11 @@ class RunFolder:
 
     def keep_cost(self, number: int, cost: StageCost) -> None:
         """Remember what a finished step cost."""
-        write_bytes_atomically(self.resume / f"step-{number}.json", json.dumps(asdict(cost)).encode())
+        save_cost(self.resume / f"step-{number}.json", cost)
 
     def step_cost(self, number: int) -> StageCost:
         """What the interrupted run paid for a step that it finished."""
-        return StageCost(**json.loads((self.resume / f"step-{number}.json").read_text(encoding="utf-8")))
+        return load_cost(self.resume / f"step-{number}.json")
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -91,36 +100,55 @@ class RunFolder:
         with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
 
-    def open(self, merged_yaml: str, *, resume: bool, fresh: bool) -> bool:
-        """Prepare the folder for this recipe.
+    def check(self, merged_yaml: str, *, resume: bool, fresh: bool) -> State:
+        """How a run of this recipe would begin here; nothing is written.
 
         Args:
             merged_yaml: the merged recipe.
             resume: insist on going on with an interrupted run.
             fresh: start anew, whatever the folder holds of an earlier run.
 
-        Returns:
-            Whether an interrupted run goes on.
-
         Raises:
-            InputError: another recipe's run is there, there is nothing to resume, or the folder is not writable.
+            InputError: another recipe's run is there, or there is nothing to resume.
         """
-        self.make()
+        state: State = "new" if fresh else self._state()
         if not fresh and self._holds_work():
             self._refuse_other_recipe(merged_yaml)
-        interrupted = self._was_interrupted() and not fresh
-        if resume and not interrupted:
+        if resume and state != "interrupted":
             raise InputError(
                 "there is no interrupted run to resume",
                 where=str(self.root),
-                fix="leave --resume out to run from the start",
+                found="a finished run" if state == "finished" else None,
+                fix="leave --resume out" + (" to run from the start" if state == "new" else ""),
             )
-        if not interrupted:
+        return state
+
+    def open(self, merged_yaml: str, *, resume: bool, fresh: bool) -> State:
+        """Prepare the folder for this recipe; a finished run is left as it is.
+
+        Results that a new run will replace are set aside in `previous` until it is finished.
+
+        Args, returns: as `check`.
+
+        Raises:
+            InputError: as `check`, and where the folder is not writable.
+        """
+        self.make()
+        state = self.check(merged_yaml, resume=resume, fresh=fresh)
+        if state == "finished":
+            return state
+        if state == "new":
             self._clear()
         with disk_errors(self.resume):
             self.resume.mkdir(exist_ok=True)
         write_bytes_atomically(self.recipe, merged_yaml.encode())
-        return interrupted
+        return state
+
+    def _state(self) -> State:
+        if self._was_interrupted():
+            return "interrupted"
+        results = (self.set, self.report_json, self.report_html)
+        return "finished" if all(path.exists() for path in results) else "new"
 
     def _was_interrupted(self) -> bool:
         """Whether there is anything of a run to go on with; one that failed before its first result left nothing."""
@@ -141,23 +169,33 @@ class RunFolder:
         changes = (
             differences(earlier, wanted) if isinstance(earlier, Mapping) else ["recipe.yaml is unreadable"]
         )
+        more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
         raise InputError(
             "the folder holds the run of another recipe",
             where=str(self.root),
-            found="; ".join(changes[:8]) + ("; ..." if len(changes) > 8 else ""),
+            found="".join(f"\n    {line}" for line in [*changes[:_SHOWN], *more]),
             fix="name another folder with --out, or replace the run with --fresh",
         )
 
     def _clear(self) -> None:
-        """Remove what an earlier run left, and nothing else."""
+        """Set results aside, and remove what else an earlier run left; nothing else is touched."""
+        aside = self.root / ".aside"  # left by a process that was killed while it moved results
         with disk_errors(self.root):
+            if aside.exists() or (self.set.exists() and not self._was_interrupted()):
+                aside.mkdir(exist_ok=True)
+                for path in self.outputs:
+                    with suppress(FileNotFoundError):
+                        path.replace(aside / path.name)
+                shutil.rmtree(self.previous, ignore_errors=True)
+                aside.rename(self.previous)
             shutil.rmtree(self.resume, ignore_errors=True)
             for path in self.outputs:
                 path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """The run is complete: forget what resuming would have needed."""
+        """The run is complete: forget what resuming would have needed, and the results that it replaces."""
         shutil.rmtree(self.resume, ignore_errors=True)
+        shutil.rmtree(self.previous, ignore_errors=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

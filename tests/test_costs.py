@@ -5,12 +5,14 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from distill.contracts import Preprocessing
-from distill.costs import Costs
+from distill.costs import CostedLedger, Costs
+from distill.evaluation.results import StageCost
 from distill.models import model_config
 from distill.progress import NullProgress
 from distill.training.config import TrainConfig
@@ -68,6 +70,41 @@ def test_a_stage_that_failed_is_not_entered(costs: Costs) -> None:
     with pytest.raises(ValueError, match="failed"), costs.stage("first"):
         raise ValueError("failed")
     assert costs.stages == {}
+
+
+def test_parts_of_an_interrupted_evaluation_are_added(tmp_path: Path, engine: Engine) -> None:
+    """Three processes: two are cut off after a student each, the third finishes."""
+    path = tmp_path / "students.jsonl"
+    for part in range(3):
+        costs = Costs(engine)
+        with pytest.raises(KeyboardInterrupt), costs.stage("evaluate"):
+            ledger = CostedLedger(path, identity="set", costs=costs)
+            assert len(ledger.known) == part
+            time.sleep(0.2)
+            ledger.add(f"job {part}", 0.5)
+            raise KeyboardInterrupt
+    costs = Costs(engine)
+    with costs.stage("evaluate"):
+        CostedLedger(path, identity="set", costs=costs)
+    assert 0.6 <= costs.stages["evaluate"].seconds < 5
+    assert not costs.stages["evaluate"].cached
+    with costs.stage("other"):
+        CostedLedger(path, identity="another set", costs=costs)
+    assert costs.stages["other"].seconds < 0.2, "what students of another set cost is not this one's"
+
+
+def test_the_peak_of_an_earlier_part_counts(costs: Costs) -> None:
+    with costs.stage("evaluate"):
+        costs.go_on(StageCost(100.0, 1 << 60, cached=True))
+        costs.go_on(StageCost(10.0, None))
+    cost = costs.stages["evaluate"]
+    assert (cost.seconds, cost.peak_bytes, cost.cached) == (pytest.approx(110, abs=5), 1 << 60, True)
+
+
+def test_a_ledger_without_a_file_keeps_no_cost(costs: Costs, tmp_path: Path) -> None:
+    with costs.stage("evaluate"):
+        CostedLedger(None, identity="set", costs=costs).add("job", 0.5)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cached_work_is_charged_to_its_stage_alone(costs: Costs) -> None:

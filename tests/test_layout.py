@@ -36,6 +36,7 @@ ORDER = [
     "labels",
     "cache",
     "selection",
+    "step_checks",
     "distillers",
     "dataselect",
     "store",

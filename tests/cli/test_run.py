@@ -50,11 +50,52 @@ def test_a_run_writes_its_five_files_and_tells_where(call: Call, recipe: Path, t
 
 
 def test_the_same_recipe_gives_the_same_bytes(call: Call, recipe: Path, tmp_path: Path) -> None:
+    contents = []
     for name in ("a", "b", "a"):  # another folder, then the same one again, its cache warm
-        assert call("run", recipe, "--out", name, "--quiet").exit_code == 0
-        content = (tmp_path / name / "set.h5").read_bytes()
-        first = content if name == "a" and not (tmp_path / "b").exists() else first  # noqa: F821
-        assert content == first
+        assert call("run", recipe, "--out", name, "--fresh", "--quiet").exit_code == 0
+        contents.append((tmp_path / name / "set.h5").read_bytes())
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_a_finished_run_is_not_run_again(call: Call, recipe: Path, tmp_path: Path) -> None:
+    first = call("run", recipe, "--out", "out")
+    kept = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()}
+    again = call("run", recipe, "--out", "out")
+    assert again.exit_code == 0, again.output
+    assert again.stdout == first.stdout
+    assert "is finished" in again.stderr and "--fresh" in again.stderr
+    assert "started" not in again.stderr
+    assert kept == {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()
+    }
+    resumed = call("run", recipe, "--out", "out", "--resume")
+    assert resumed.exit_code == 2
+    assert "a finished run" in resumed.stderr
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"version": 1}'])
+def test_a_finished_run_whose_report_is_damaged(
+    call: Call, recipe: Path, tmp_path: Path, damage: str
+) -> None:
+    assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
+    (tmp_path / "out" / "report.json").write_text(damage)
+    result = call("run", recipe, "--out", "out")
+    assert result.exit_code == 3
+    assert "report.json" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_old_results_stay_until_the_new_ones_stand(call: Call, recipe: Path, tmp_path: Path) -> None:
+    """A fresh run that fails leaves the earlier results, twice in a row; one that succeeds replaces them."""
+    assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
+    old = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for _ in range(2):
+        result = call("run", recipe, "train.lr=1e30", "--out", "out", "--fresh")
+        assert result.exit_code == 2
+        assert f"kept in {Path('out') / 'previous'}" in result.stderr
+        previous = tmp_path / "out" / "previous"
+        assert {path.name: path.read_bytes() for path in previous.iterdir()} == old
+    assert call("run", recipe, "--out", "out", "--fresh", "--quiet").exit_code == 0
+    assert listing(tmp_path / "out") == OUTPUTS
 
 
 def test_the_set_does_not_know_where_it_was_made(call: Call, recipe: Path, tmp_path: Path) -> None:
@@ -82,15 +123,18 @@ def test_another_recipe_in_the_folder_is_refused_with_the_difference(call: Call,
     assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
     result = call("run", recipe, "train.epochs=3", "--out", "out")
     assert result.exit_code == 2
-    assert "train.epochs: 2 -> 3" in result.stderr
+    assert "    train.epochs: 2 -> 3\n" in result.stderr
     assert "--fresh" in result.stderr
+    dry = call("run", recipe, "train.epochs=3", "--out", "out", "--dry-run")
+    assert (dry.exit_code, dry.stderr) == (2, result.stderr)
     assert call("run", recipe, "train.epochs=3", "--out", "out", "--fresh", "--quiet").exit_code == 0
 
 
-def test_resume_without_an_interrupted_run_is_refused(call: Call, recipe: Path) -> None:
+def test_resume_without_an_interrupted_run_is_refused(call: Call, recipe: Path, tmp_path: Path) -> None:
     result = call("run", recipe, "--out", "out", "--resume")
     assert result.exit_code == 2
     assert "no interrupted run" in result.stderr
+    assert not (tmp_path / "out").exists()
     assert call("run", recipe, "--resume", "--fresh").exit_code == 2
 
 
@@ -173,6 +217,69 @@ def test_a_dry_run_writes_nothing_and_lists_what_would_be(call: Call, recipe: Pa
         assert str(Path("out") / name) in result.stdout
     for word in ("time", "memory", "disk", "30 images"):
         assert word in result.stdout
+
+
+def test_a_dry_run_tells_what_the_folder_holds(call: Call, recipe: Path) -> None:
+    assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
+    assert "is finished" in call("run", recipe, "--out", "out", "--dry-run").stdout
+    assert call("run", recipe, "--out", "out", "--dry-run", "--resume").exit_code == 2
+    fresh = call("run", recipe, "train.epochs=3", "--out", "out", "--dry-run", "--fresh")
+    assert (fresh.exit_code, "is finished" in fresh.stdout) == (0, False)
+
+
+def test_a_dry_run_counts_the_images_that_the_run_uses(call: Call, recipe: Path) -> None:
+    counts = "10 classes of 1 x 8 x 8 images; 270 train, 30 valid, 359 test"
+    assert counts in call("run", recipe, "--dry-run").stdout
+    assert counts in call("run", recipe, "--out", "out").stderr
+
+
+BUDGETS = [
+    (["steps.0.ipc=28"], "steps.0.kcenter: 28 images per class"),
+    (["steps=[{random: {ipc: 5}}, {kcenter: {ipc: 6}}]"], "steps.1.kcenter: 6 images per class"),
+    (
+        ["steps=[{random: {fraction: 0.1}}, {random: {fraction: 0.1}}]"],
+        "steps.1.random: a fraction of 0.1 keeps 3 images",
+    ),
+    (["steps=[{soft_label: {ipc: 28}}]"], "steps.0.soft_label: 28 images per class"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BUDGETS, ids=[said for _, said in BUDGETS])
+@pytest.mark.parametrize("option", ["--dry-run", "--quiet"])
+def test_a_budget_that_cannot_be_kept_is_refused_before_work(
+    call: Call, recipe: Path, arguments: list[str], said: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill import pipeline
+
+    def run(*_: object) -> None:
+        raise AssertionError("a step was run")
+
+    monkeypatch.setattr(pipeline, "_run_steps", run)
+    result = call("run", recipe, *arguments, option)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_the_cost_of_an_interrupted_evaluation_counts_its_parts(
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Ledger.add
+    calls = []
+
+    def slow(ledger: Ledger, job: str, accuracy: float) -> None:
+        calls.append(job)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        time.sleep(1.0 if len(calls) < 3 else 0.0)
+        add(ledger, job, accuracy)
+
+    monkeypatch.setattr(Ledger, "add", slow)
+    assert call("run", recipe, "--out", "out", "--quiet").exit_code == 130
+    start = time.monotonic()
+    assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
+    last = time.monotonic() - start
+    cost = json.loads((tmp_path / "out" / "report.json").read_text())["cost"]
+    assert 2.0 <= cost["evaluate"]["seconds"] < 2.0 + last + 5
 
 
 def test_python_has_the_same_functions(recipe: Path, tmp_path: Path) -> None:
