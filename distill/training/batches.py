@@ -80,10 +80,12 @@ class Batch:
     Args:
         images: float32 (K, B, Ch, H, W).
         targets: int64 (K, B) classes, or float32 (K, B, C) probabilities.
+        index: int64 (K, B), numbers of the samples in their jobs.
     """
 
     images: Tensor
     targets: Tensor
+    index: Tensor
 
 
 class Batches:
@@ -119,7 +121,7 @@ class Batches:
         targets = self._targets(index)
         if self.config.mix != "none":
             images, targets = self._mix(epoch, index, images, targets)
-        return Batch(images.view(*index.shape, *images.shape[1:]), targets)
+        return Batch(images.view(*index.shape, *images.shape[1:]), targets, index)
 
     def _look(self, epoch: int, index: Tensor) -> Tensor:
         """Views (K*B, Ch, H, W) of the samples `index` (K, B)."""

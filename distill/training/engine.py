@@ -185,7 +185,10 @@ def stackable(jobs: Sequence[Job]) -> list[list[int]]:
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, job in enumerate(jobs):
         soft = job.pool.targets.is_floating_point()
-        alike = (job.model, job.classes, job.config, job.samples, job.pool.image_shape, soft, id(job.test))
+        alike = (
+            *(job.model, job.classes, job.config, job.samples, job.pool.image_shape, soft, id(job.test)),
+            job.record_dynamics,
+        )
         key = (*alike, number) if isinstance(job.model, TorchvisionConfig) else alike
         groups.setdefault(key, []).append(number)
     return list(groups.values())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.contracts import Preprocessing
 from distill.training.config import Strict, TrainConfig
+from distill.training.recording import Dynamics, TrajectoryRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,9 @@ class Job:
         indices: int64 (n,), the samples of the pool it trains on; all of them if None.
         test: what it is tested on after the last epoch.
         keep_state: whether the trained weights are wanted.
+        keep_epochs: after how many epochs (0: before the first) the weights are wanted besides.
+        record_dynamics: whether it is followed how each sample fares.
+        trajectory: where the weights are written as it trains.
         label: for progress and errors, such as "random, seed 3".
     """
 
@@ -60,6 +64,9 @@ class Job:
     indices: Tensor | None = None
     test: Pool | None = None
     keep_state: bool = False
+    keep_epochs: tuple[int, ...] = ()
+    record_dynamics: bool = False
+    trajectory: TrajectoryRow | None = None
     label: str = "network"
 
     @property
@@ -86,6 +93,8 @@ class Trained:
         peak_bytes: greatest memory, since the measured stage began, of the process (CPU) or allocator (GPU) that
             trained it.
         state: name -> tensor on the host, empty unless the job kept it.
+        checkpoints: the same by epoch, for the job's `keep_epochs`.
+        dynamics: how the job's samples fared, None unless it was recorded.
     """
 
     loss: float
@@ -93,3 +102,5 @@ class Trained:
     seconds: float
     peak_bytes: int
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    checkpoints: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    dynamics: Dynamics | None = None

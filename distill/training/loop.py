@@ -24,6 +24,7 @@ from distill.training.job import Job, Pool, Trained
 from distill.training.memory import peak_bytes
 from distill.training.networks import Networks, NetworkStack, SingleNetwork
 from distill.training.precision import autocast
+from distill.training.recording import DynamicsRecorder, WeightRecorder
 
 _TEST_BLOCK = 1000  # images a forward pass; does not change results
 
@@ -53,9 +54,12 @@ def train(
     start = time.perf_counter()
     networks = build_networks(jobs, device)
     with _seeded(derive_seed(jobs[0].seed, "layers"), device):
-        losses = _fit(networks, jobs, device=device, dtype=dtype, report=report)
+        recorder = DynamicsRecorder(jobs, device) if jobs[0].record_dynamics else None
+        weights = WeightRecorder(jobs, networks)
+        losses = _fit(networks, jobs, recorder, weights, device=device, dtype=dtype, report=report)
     accuracies = _test(networks, jobs, device=device)
     states = networks.states() if any(job.keep_state for job in jobs) else [{} for _ in jobs]
+    dynamics = recorder.dynamics() if recorder is not None else [None for _ in jobs]
     seconds, peak = time.perf_counter() - start, peak_bytes(device)
     return [
         Trained(
@@ -64,8 +68,12 @@ def train(
             seconds=seconds,
             peak_bytes=peak,
             state=state if job.keep_state else {},
+            checkpoints=kept,
+            dynamics=record,
         )
-        for job, loss, accuracy, state in zip(jobs, losses, accuracies, states, strict=True)
+        for job, loss, accuracy, state, kept, record in zip(
+            jobs, losses, accuracies, states, weights.states, dynamics, strict=True
+        )
     ]
 
 
@@ -95,6 +103,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _fit(
     networks: Networks,
     jobs: Sequence[Job],
+    recorder: DynamicsRecorder | None,
+    weights: WeightRecorder,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -107,6 +117,7 @@ def _fit(
     networks.train(True)
     total = torch.zeros(len(jobs), device=device)
     step = 0
+    weights.after(0)
     for epoch in range(config.epochs):
         total.zero_()
         for batch in batches.epoch(epoch):
@@ -114,6 +125,8 @@ def _fit(
             with autocast(device, dtype), _batch_norm_errors(jobs[0]):
                 logits = networks(batch.images)  # (K, B, C)
             logits = logits.float()
+            if recorder is not None:
+                recorder.see(batch.index, logits, batch.targets)
             losses = network_losses(logits, batch.targets, config, temperature=batches.temperature)  # (K,)
             optimizer.zero_grad(set_to_none=True)
             losses.sum().backward()
@@ -121,6 +134,7 @@ def _fit(
             total += losses.detach()
             step += 1
         _refuse_non_finite(total, jobs, epoch)
+        weights.after(epoch + 1)
         report(steps_per_epoch * len(jobs))
     return (total / steps_per_epoch).tolist()
 

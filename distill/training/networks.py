@@ -31,6 +31,10 @@ class Networks(Protocol):
         """K state dicts, copied to the host."""
         ...
 
+    def vectors(self) -> Tensor:
+        """All parameters of each network in their order, copied to the host: float32 (K, P)."""
+        ...
+
 
 class SingleNetwork:
     """One module, computed directly (channels_last: convolutions and pooling are faster so on CPU and GPU)."""
@@ -52,6 +56,10 @@ class SingleNetwork:
 
     def states(self) -> list[dict[str, Tensor]]:
         return [_to_host(self.module.state_dict())]
+
+    def vectors(self) -> Tensor:
+        flat = [value.detach().reshape(1, -1) for value in self.module.parameters()]
+        return torch.cat(flat, dim=1).cpu()
 
 
 class NetworkStack:
@@ -84,6 +92,10 @@ class NetworkStack:
         merged = {**self.weights, **self.buffers}
         names = list(self.template.state_dict())
         return [_to_host({name: merged[name][k] for name in names}) for k in range(count)]
+
+    def vectors(self) -> Tensor:
+        flat = [value.detach().flatten(1) for value in self.weights.values()]
+        return torch.cat(flat, dim=1).cpu()
 
 
 def _to_host(state: dict[str, Tensor]) -> dict[str, Tensor]:

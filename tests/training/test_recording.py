@@ -1,0 +1,125 @@
+"""What is written down while networks train, against plain bookkeeping; and that training does not notice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.errors import InputError
+from distill.progress import NullProgress
+from distill.training import loop
+from distill.training.engine import Engine, stackable
+from distill.training.job import Job, Pool, Trained
+from distill.training.recording import DynamicsRecorder
+
+CPU = torch.device("cpu")
+MakeJob = Callable[..., Job]
+EPOCHS = 3
+
+
+def train(jobs: list[Job]) -> list[Trained]:
+    return loop.train(jobs, device=CPU, dtype=torch.float32)
+
+
+def recording(make_job: MakeJob, seeds: int = 2, **options: Any) -> list[Job]:
+    asked = {"epochs": EPOCHS, "samples": 30, "lr": 0.2, **options}
+    return [replace(make_job(seed=seed, **asked), record_dynamics=True) for seed in range(seeds)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_samples_are_followed_as_plain_bookkeeping_has_it(
+    count: int, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    see = DynamicsRecorder.see
+
+    def noting(self: DynamicsRecorder, index: Tensor, logits: Tensor, targets: Tensor) -> None:
+        seen.append((index.clone(), logits.detach().clone(), targets.clone()))
+        see(self, index, logits, targets)
+
+    monkeypatch.setattr(DynamicsRecorder, "see", noting)
+    results = train(recording(make_job, count))
+    for k, result in enumerate(results):
+        history: dict[int, list[tuple[bool, float]]] = {sample: [] for sample in range(30)}
+        for index, logits, targets in seen:
+            for sample, z, y in zip(index[k].tolist(), logits[k].tolist(), targets[k].tolist(), strict=True):
+                others = [value for place, value in enumerate(z) if place != y]
+                history[sample].append((z[y] > max(others), z[y] - max(others)))
+        assert all(len(events) == EPOCHS for events in history.values())
+        found = result.dynamics
+        assert found is not None
+        for sample, events in history.items():
+            right = [each for each, _ in events]
+            lost = sum(before and not after for before, after in itertools.pairwise(right))
+            assert int(found.forgetting[sample]) == lost
+            assert bool(found.learned[sample]) == any(right)
+            assert float(found.margin[sample]) == pytest.approx(sum(m for _, m in events) / EPOCHS, abs=1e-4)
+        assert int(found.forgetting.sum()) > 0, "nothing was forgotten: the test would not see a fault"
+        assert not found.learned.all()
+
+
+def test_recording_changes_nothing(make_job: MakeJob) -> None:
+    jobs = recording(make_job, 1)
+    jobs = [replace(job, keep_epochs=(0, 2)) for job in jobs]
+    (with_record,) = train(jobs)
+    (without,) = train([replace(job, record_dynamics=False, keep_epochs=()) for job in jobs])
+    assert without.dynamics is None
+    assert all(torch.equal(with_record.state[name], without.state[name]) for name in without.state)
+
+
+def test_workers_record_too(make_job: MakeJob) -> None:
+    jobs = [replace(job, keep_epochs=(1,)) for job in recording(make_job, 2)]
+    alone = [train([job])[0] for job in jobs]
+    with Engine(CPU, precision="float32", progress=NullProgress(), way="workers") as engine:
+        together = engine.train(jobs, title="record")
+    for a, b in zip(alone, together, strict=True):
+        assert a.dynamics is not None and b.dynamics is not None
+        assert torch.equal(a.dynamics.forgetting, b.dynamics.forgetting)
+        torch.testing.assert_close(a.dynamics.margin, b.dynamics.margin, rtol=1e-4, atol=1e-4)
+        assert b.checkpoints.keys() == {1}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_weights_are_kept_at_the_epochs_named(stacked: bool, make_job: MakeJob) -> None:
+    jobs = [replace(make_job("batch_norm", seed=seed, epochs=4), keep_epochs=(0, 2, 4)) for seed in range(2)]
+    results = train(jobs) if stacked else [train([job])[0] for job in jobs]
+    shorter = [
+        replace(job, config=job.config.model_copy(update={"epochs": 2, "schedule": "constant"}))
+        for job in jobs
+    ]
+    for job, result, short in zip(jobs, results, shorter, strict=True):
+        assert list(result.checkpoints) == [0, 2, 4]
+        initial = loop.initial_network(job).state_dict()
+        assert all(torch.equal(result.checkpoints[0][name], initial[name]) for name in initial)
+        assert all(torch.equal(result.checkpoints[4][name], result.state[name]) for name in initial)
+        until = train([short])[0].state
+        for name in initial:
+            torch.testing.assert_close(result.checkpoints[2][name], until[name], rtol=1e-4, atol=1e-5)
+        assert not torch.equal(result.checkpoints[2]["body.0.weight"], result.state["body.0.weight"]), (
+            "a copy"
+        )
+
+
+def test_jobs_that_keep_different_epochs_share_a_stack(make_job: MakeJob) -> None:
+    jobs = [replace(make_job(seed=0), keep_epochs=(1,)), make_job(seed=1)]
+    assert stackable(jobs) == [[0, 1]]
+    assert [list(result.checkpoints) for result in train(jobs)] == [[1], []]
+    assert stackable([replace(jobs[0], record_dynamics=True), jobs[1]]) == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "found"), [({"mix": "mixup"}, "mix: mixup"), ({"soft": True}, "soft targets")]
+)
+def test_blended_samples_cannot_be_followed(
+    options: dict[str, Any], found: str, make_job: MakeJob, soft_digits: Pool
+) -> None:
+    pool = {"pool": soft_digits} if options.pop("soft", False) else {}
+    with pytest.raises(InputError, match="how samples fare cannot be recorded") as caught:
+        train(recording(make_job, 1, **pool, **options))
+    assert caught.value.found == found
