@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from distill.contracts import Preprocessing, Progress
 from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
 from distill.models import build, digest
 from distill.training.config import Strict
+from distill.training.recording import Dynamics
+
+_DYNAMICS = tuple(each.name for each in fields(Dynamics))
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +38,8 @@ class Network:
         preprocessing: what it was trained behind.
         state: name -> tensor, on the host.
         facts: JSON-able: how it was trained, its seconds and peak memory.
+        dynamics: how the samples it was trained on fared, None where that was not recorded.
+        kept: its weights after earlier epochs, by epoch.
     """
 
     model: Strict
@@ -41,6 +48,12 @@ class Network:
     preprocessing: Preprocessing
     state: Mapping[str, Tensor]
     facts: Mapping[str, Any]
+    dynamics: Dynamics | None = None
+    kept: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def checkpoints(self) -> list[Network]:
+        """The network after each of the epochs that were kept, the earliest first."""
+        return [replace(self, state=self.kept[epoch], dynamics=None, kept={}) for epoch in sorted(self.kept)]
 
     def module(self, device: torch.device) -> nn.Module:
         """The network in evaluation mode, frozen."""
@@ -54,6 +67,8 @@ class Network:
         """Everything that decides its outputs: definition, weights and preprocessing; JSON-able."""
         pre = self.preprocessing
         return {
+            "model": self.model.model_dump(mode="json"),
+            "classes": self.classes,
             "weights": digest(self.module(torch.device("cpu"))),
             "mean": list(pre.mean),
             "std": list(pre.std),
@@ -71,6 +86,10 @@ def _array_digest(values: np.ndarray) -> str:
 def save_network(folder: Path, key: str, network: Network) -> None:
     """Keep the weights and facts as FOLDER/KEY.SHA256.npz, in one move."""
     arrays = {f"state/{name}": value.numpy() for name, value in network.state.items()}
+    for epoch, state in network.kept.items():
+        arrays |= {f"epoch-{epoch}/{name}": value.numpy() for name, value in state.items()}
+    if network.dynamics is not None:
+        arrays |= {f"dynamics/{name}": getattr(network.dynamics, name).numpy() for name in _DYNAMICS}
     facts = np.frombuffer(json.dumps(dict(network.facts), sort_keys=True).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, facts=facts, **arrays)  # type: ignore[arg-type]
@@ -96,12 +115,28 @@ def load_network(
         if not is_whole(path, path.name.split(".")[1]):
             progress.warn(f"{path} is damaged and will be trained again")
             continue
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(path)  # it was used now
         with np.load(path, allow_pickle=False) as file:
-            state = {
-                name.removeprefix("state/"): torch.from_numpy(file[name])
-                for name in file.files
-                if name.startswith("state/")
-            }
+            groups = _grouped(file)
             facts = json.loads(file["facts"].tobytes())
-        return Network(model, image_shape, classes, preprocessing, state, facts)
+        dynamics = Dynamics(**groups["dynamics"]) if "dynamics" in groups else None
+        kept = {
+            int(group.removeprefix("epoch-")): state
+            for group, state in groups.items()
+            if group.startswith("epoch-")
+        }
+        return Network(
+            model, image_shape, classes, preprocessing, groups["state"], facts, dynamics=dynamics, kept=kept
+        )
     return None
+
+
+def _grouped(file: Any) -> dict[str, dict[str, Tensor]]:
+    """The arrays of a network's file named GROUP/NAME: by group, then by name."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name in file.files:
+        group, _, rest = name.partition("/")
+        if rest:
+            groups.setdefault(group, {})[rest] = torch.from_numpy(file[name])
+    return groups

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -11,7 +13,7 @@ from distill.cache.networks import Network, load_network, save_network
 from distill.contracts import Context, Preprocessing, Source
 from distill.models import ModelSpec, describe, digest, model_config
 from distill.training.config import Augment, Positive, Strict, TrainConfig
-from distill.training.job import Job, Pool
+from distill.training.job import Job, Pool, Trained
 from distill.training.loop import initial_network
 
 
@@ -35,38 +37,78 @@ class TeacherConfig(Strict):
     train: TeacherTraining = TeacherTraining()
 
 
-def train_teacher(ctx: Context, source: Source, config: TeacherConfig, *, name: str) -> Network:
-    """The network of `config` trained on all of `source.train`.
+def train_teacher(
+    ctx: Context, source: Source, config: TeacherConfig, *, name: str, checkpoints: Sequence[int] = ()
+) -> Network:
+    """The network of `config` trained on all of `source.train`: the first of `train_teachers`."""
+    return train_teachers(ctx, source, config, count=1, name=name, checkpoints=checkpoints)[0]
+
+
+def train_teachers(
+    ctx: Context,
+    source: Source,
+    config: TeacherConfig,
+    *,
+    count: int,
+    name: str,
+    checkpoints: Sequence[int] = (),
+) -> list[Network]:
+    """Networks of `config` trained on all of `source.train`, each from its own initial weights.
+
+    A network is known by its configuration and its number, so that steps of a run that ask for the same share it. It is
+    kept as soon as it is trained. Where targets are classes and nothing is mixed, it is recorded how samples fare.
 
     Args:
         ctx: its seed, engine and cache.
-        source: `valid`, where it is not empty, measures the network; the figure is in its `facts`.
+        source: `valid`, where it is not empty, measures the networks; the figure is in their `facts`.
         config: model and training.
-        name: names the seed, so that two teachers of one run differ.
+        count: how many.
+        name: what they are called in messages, such as "teacher".
+        checkpoints: after how many epochs the weights are kept besides (0: before the first), at most `train.epochs`.
     """
-    job = _job(source, config, seed=ctx.derive(name))
-    key = cache_key("network", _identity(ctx, source, config, job))
-    folder = ctx.cache.networks_folder
-    network = load_network(
-        folder,
-        key,
-        model=config.model,
-        image_shape=source.image_shape,
-        classes=job.classes,
-        preprocessing=job.pool.preprocessing,
-        progress=ctx.progress,
-    )
-    if network is None:
-        network = _train(ctx, job)
-        save_network(folder, key, network)
-    else:
-        ctx.costs.charge(seconds=network.facts["seconds"], peak_bytes=network.facts["peak_bytes"])
+    assert all(0 <= epoch <= config.train.epochs for epoch in checkpoints), "epochs of the training"
+    jobs = _jobs(ctx, source, config, count, name, checkpoints)
+    keys = [cache_key("network", _identity(ctx, source, config, job)) for job in jobs]
+    found = [_load(ctx, source, config, key) for key in keys]
+    for network in found:
+        if network is not None:
+            ctx.costs.charge(seconds=network.facts["seconds"], peak_bytes=network.facts["peak_bytes"])
+    missing = [number for number in range(count) if found[number] is None]
+
+    def keep(place: int, trained: Trained) -> None:
+        number = missing[place]
+        network = _network(jobs[number], trained, source)
+        save_network(ctx.cache.networks_folder, keys[number], network)
+        found[number] = network
+
+    if missing:
+        title = f"train {name} {describe(config.model)}" + (f" x {len(missing)}" if len(missing) > 1 else "")
+        ctx.engine.train([jobs[number] for number in missing], title=title, on_done=keep)
+    networks = [network for network in found if network is not None]
+    assert len(networks) == count
+    for number, network in enumerate(networks):
+        _tell(ctx, source, config, network, name if count == 1 else f"{name} {number}")
+    return networks
+
+
+def _tell(ctx: Context, source: Source, config: TeacherConfig, network: Network, name: str) -> None:
     accuracy = network.facts["valid_accuracy"]
     told = "" if accuracy is None else f", {accuracy:.1%} right on {len(source.valid)} validation images"
     ctx.progress.note(
         f"{name}: {describe(config.model)}, {config.train.epochs} epochs{told}", **network.facts
     )
-    return network
+
+
+def _load(ctx: Context, source: Source, config: TeacherConfig, key: str) -> Network | None:
+    return load_network(
+        ctx.cache.networks_folder,
+        key,
+        model=config.model,
+        image_shape=source.image_shape,
+        classes=len(source.classes),
+        preprocessing=Preprocessing(mean=source.mean, std=source.std),
+        progress=ctx.progress,
+    )
 
 
 def _identity(ctx: Context, source: Source, config: TeacherConfig, job: Job) -> dict[str, Any]:
@@ -83,31 +125,54 @@ def _identity(ctx: Context, source: Source, config: TeacherConfig, job: Job) -> 
         "seed": job.seed,
         "dtype": str(ctx.engine.dtype),
         "device": ctx.device.type,
+        "checkpoints": list(job.keep_epochs),
     }
 
 
-def _job(source: Source, config: TeacherConfig, *, seed: int) -> Job:
+def _jobs(
+    ctx: Context, source: Source, config: TeacherConfig, count: int, name: str, checkpoints: Sequence[int]
+) -> list[Job]:
+    """One job a network; they share their pools."""
     preprocessing = Preprocessing(mean=source.mean, std=source.std)
     valid = source.valid
-    return Job(
+    first = Job(
         model=config.model,
         classes=len(source.classes),
         config=config.train,
         pool=Pool(source.train.images, source.train.labels, preprocessing),
-        seed=seed,
+        seed=ctx.derive("teacher", 0),
         test=Pool(valid.images, valid.labels, preprocessing) if len(valid) else None,
         keep_state=True,
-        label=f"teacher {describe(config.model)}",
+        keep_epochs=tuple(sorted(set(checkpoints))),
+        record_dynamics=config.train.mix == "none",
+        label=f"{name} {describe(config.model)}",
     )
+    return [
+        replace(
+            first,
+            seed=ctx.derive("teacher", number),
+            label=f"{first.label}, number {number}" if count > 1 else first.label,
+        )
+        for number in range(count)
+    ]
 
 
-def _train(ctx: Context, job: Job) -> Network:
-    (trained,) = ctx.engine.train([job], title=f"train {job.label}")
+def _network(job: Job, trained: Trained, source: Source) -> Network:
     facts = {
         "seconds": trained.seconds,
         "peak_bytes": trained.peak_bytes,
         "valid_accuracy": trained.accuracy,
         "loss": trained.loss,
+        "data": source.train.fingerprint,
     }
     pool = job.pool
-    return Network(job.model, pool.image_shape, job.classes, pool.preprocessing, trained.state, facts)
+    return Network(
+        job.model,
+        pool.image_shape,
+        job.classes,
+        pool.preprocessing,
+        trained.state,
+        facts,
+        dynamics=trained.dynamics,
+        kept=trained.checkpoints,
+    )

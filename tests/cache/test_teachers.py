@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.cache import Cache
-from distill.cache.teachers import TeacherConfig, train_teacher
+from distill.cache.teachers import TeacherConfig, train_teacher, train_teachers
 from distill.contracts import Context, Source, Split
 from distill.models import build, model_config
 from distill.progress import NullProgress
@@ -35,9 +35,11 @@ class Spy:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
 
-    def train(self, jobs: Sequence[Job], *, title: str) -> list[Trained]:
+    def train(
+        self, jobs: Sequence[Job], *, title: str, on_done: Callable[[int, Trained], None]
+    ) -> list[Trained]:
         self.jobs += jobs
-        return [
+        results = [
             Trained(
                 loss=0.5,
                 accuracy=None if job.test is None else 0.75,
@@ -49,6 +51,9 @@ class Spy:
             )
             for job in jobs
         ]
+        for number, result in enumerate(results):
+            on_done(number, result)
+        return results
 
 
 class Ledger:
@@ -89,11 +94,14 @@ def test_it_is_trained_once(make_context: MakeContext, source: Source, spy: Spy,
     ctx = make_context()
     again = train_teacher(ctx, source, config(), name="teacher")
     assert len(spy.jobs) == 1
-    assert (
-        again.facts
-        == first.facts
-        == {"seconds": 12.0, "peak_bytes": 345, "valid_accuracy": 0.75, "loss": 0.5}
-    )
+    assert again.facts == first.facts
+    assert again.facts == {
+        "seconds": 12.0,
+        "peak_bytes": 345,
+        "valid_accuracy": 0.75,
+        "loss": 0.5,
+        "data": source.train.fingerprint,
+    }
     assert again.state.keys() == first.state.keys()
     assert all(torch.equal(again.state[name], first.state[name]) for name in first.state)
     assert again.identity == first.identity
@@ -172,10 +180,27 @@ def test_a_run_that_differs(
     assert len(spy.jobs) == 2
 
 
-def test_the_name_names_the_seed(make_context: MakeContext, source: Source, spy: Spy) -> None:
-    train_teacher(make_context(), source, config(), name="teacher")
-    train_teacher(make_context(), source, config(), name="another")
-    assert spy.jobs[0].seed != spy.jobs[1].seed
+def test_steps_that_ask_for_the_same_share_it(
+    make_context: MakeContext, source: Source, spy: Spy, told: Any
+) -> None:
+    """A network is known by its configuration and number; a name is for people."""
+    features = train_teacher(make_context(), source, config(), name="features")
+    teacher = train_teacher(make_context(), source, config(), name="teacher")
+    assert len(spy.jobs) == 1
+    assert features.identity == teacher.identity
+    assert [note.split(":")[0] for note in told.notes] == ["features", "teacher"]
+
+
+def test_several_are_trained_at_once_and_only_the_missing_ones(
+    make_context: MakeContext, source: Source, spy: Spy
+) -> None:
+    one = train_teacher(make_context(), source, config(), name="teacher")
+    three = train_teachers(make_context(), source, config(), count=3, name="teacher")
+    assert len({network.identity["weights"] for network in three}) == 3
+    assert three[0].identity == one.identity
+    assert len(spy.jobs) == 3
+    assert len({job.seed for job in spy.jobs}) == 3
+    assert spy.jobs[1].pool is spy.jobs[2].pool, "a stack is made of jobs that share their pools"
 
 
 def test_what_does_not_decide_the_weights(

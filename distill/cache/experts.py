@@ -1,0 +1,137 @@
+"""Experts: networks trained on the source whose trajectories are kept, for trajectory matching."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from distill.cache.identity import cache_key
+from distill.cache.trajectories import Layout, Trajectories, TrajectoryFolder
+from distill.contracts import Context, Preprocessing, Source
+from distill.locks import Lock
+from distill.models import ModelSpec, describe, digest, model_config
+from distill.training.config import Augment, NonNegative, Positive, Strict, TrainConfig
+from distill.training.job import Job, Pool, Trained
+from distill.training.loop import initial_network
+from distill.training.recording import TrajectoryRow
+
+
+class ExpertTraining(TrainConfig):
+    """Plain SGD with a constant rate, as in the released code of Cazenavette et al., CVPR 2022."""
+
+    lr: Positive = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    epochs: Annotated[int, Field(ge=1)] = 50
+    augment: Augment = "dsa"
+
+
+class ExpertConfig(Strict):
+    """Networks to train on the source's train split, and which of their weights are kept.
+
+    `every` is how many epochs lie between two checkpoints; the first is taken before training.
+    """
+
+    model: ModelSpec = Field(default_factory=lambda: model_config("convnet"))
+    train: ExpertTraining = ExpertTraining()
+    experts: Annotated[int, Field(ge=1)] = 100
+    every: Annotated[int, Field(ge=1)] = 1
+
+
+def record_trajectories(ctx: Context, source: Source, config: ExpertConfig) -> Trajectories:
+    """Trajectories of `config.experts` experts; those that the cache lacks are trained, several at once.
+
+    Args:
+        ctx: its seed, engine and cache.
+        source: whose train split they are trained on.
+        config: model, training, number and checkpoints. More experts than an earlier run asked for are added to its.
+
+    Raises:
+        InputError: a network with running statistics.
+    """
+    first = _first_job(ctx, source, config)
+    epochs = tuple(range(0, config.train.epochs + 1, config.every))
+    initial = initial_network(first)
+    parts = _identity(ctx, source, config, digest(initial), epochs)
+    folder = TrajectoryFolder(
+        ctx.cache.folder / "trajectories" / cache_key("trajectories", parts),
+        Layout.of(initial, epochs),
+        progress=ctx.progress,
+    )
+    folder.describe(parts)
+    if missing := _missing(folder, config):
+        lock = Lock(folder.folder / ".lock", shared=False)
+        if not lock.take():
+            ctx.progress.note("another run trains these experts; waiting for it")
+            lock.take(wait=True)
+        try:
+            missing = _missing(folder, config)
+            _train(ctx, first, folder, config, missing)
+        finally:
+            lock.release()
+    if len(missing) < config.experts:
+        ctx.costs.mark_cached()
+    return folder.open(config.experts)
+
+
+def _missing(folder: TrajectoryFolder, config: ExpertConfig) -> list[int]:
+    done = folder.finished()
+    return [expert for expert in range(config.experts) if expert not in done]
+
+
+def _train(
+    ctx: Context, first: Job, folder: TrajectoryFolder, config: ExpertConfig, missing: list[int]
+) -> None:
+    folder.make_room(config.experts)
+    jobs = [
+        replace(
+            first,
+            seed=ctx.derive("expert", expert),
+            label=f"expert {expert}",
+            trajectory=TrajectoryRow(folder.path, expert, folder.layout.epochs),
+        )
+        for expert in missing
+    ]
+
+    def finish(place: int, trained: Trained) -> None:
+        folder.finish(missing[place])
+
+    title = f"train {len(missing)} experts, {describe(config.model)}"
+    try:
+        ctx.engine.train(jobs, title=title, on_done=finish)
+    finally:
+        folder.remember()
+
+
+def _first_job(ctx: Context, source: Source, config: ExpertConfig) -> Job:
+    preprocessing = Preprocessing(mean=source.mean, std=source.std)
+    return Job(
+        model=config.model,
+        classes=len(source.classes),
+        config=config.train,
+        pool=Pool(source.train.images, source.train.labels, preprocessing),
+        seed=ctx.derive("expert", 0),
+    )
+
+
+def _identity(
+    ctx: Context, source: Source, config: ExpertConfig, initial: str, epochs: tuple[int, ...]
+) -> dict[str, Any]:
+    """Everything that decides an expert's row; how many there are does not."""
+    return {
+        "data": source.train.fingerprint,
+        "classes": len(source.classes),
+        "model": config.model.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json"),
+        "epochs": list(epochs),
+        # The network's definition, and its weights where they come from a file that may change; expert 0 tells both.
+        "initial": initial,
+        "mean": list(source.mean),
+        "std": list(source.std),
+        "seed": ctx.seed,
+        "dtype": str(ctx.engine.dtype),
+        "device": ctx.device.type,
+    }

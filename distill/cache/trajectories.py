@@ -1,0 +1,267 @@
+"""Expert trajectories: the weights of networks as they train, in one memory-mapped array.
+
+FOLDER/header.json                parameters by name and shape, epochs of the checkpoints, parts of the key
+FOLDER/weights.npy                float32 (experts, checkpoints, P), readable by numpy alone
+FOLDER/expert-NUMBER.SHA256       the expert's row is whole and has this checksum
+FOLDER/.checked                   when rows were last compared with their checksums
+
+A reader maps the file and touches the checkpoints it asks for: two checkpoints are 2 P numbers, where released formats
+load files of ten experts for them (reference: buffers of Cazenavette et al., CVPR 2022). An expert is trained straight
+into its row and counts when the row is on the disk; a killed run trains the missing ones only. More experts may be
+asked for later: the array grows. One process trains at a time, others wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.contracts import Progress
+from distill.errors import InputError
+from distill.files import disk_errors, remove_stale_partials, sync, write_bytes_atomically
+
+FORMAT = 1
+HEADER, WEIGHTS = "header.json", "weights.npy"
+_MARK = re.compile(r"expert-(\d{5})\.([0-9a-f]{64})")
+_CHECKED = ".checked"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a trajectory holds.
+
+    Args:
+        shapes: of the parameters, by name, in the order in which they stand in a checkpoint.
+        epochs: after how many epochs each checkpoint was taken.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    epochs: tuple[int, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, epochs: Sequence[int]) -> Layout:
+        """The layout for a network.
+
+        Raises:
+            InputError: the network keeps running statistics, which are no parameters and would be lost.
+        """
+        floating = [name for name, value in module.named_buffers() if value.is_floating_point()]
+        if floating:
+            raise InputError(
+                "the network keeps statistics beside its parameters, which a trajectory does not hold",
+                found=", ".join(floating[:4]),
+                allowed="networks without batch norm",
+                fix="set norm: instance, or norm: none",
+            )
+        return cls({name: tuple(value.shape) for name, value in module.named_parameters()}, tuple(epochs))
+
+    @property
+    def parameters(self) -> int:
+        """P."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+class Trajectories:
+    """Trajectories of experts, read checkpoint by checkpoint.
+
+    Args:
+        path: the array's file.
+        layout: what it holds.
+        experts: how many of its rows, from the first, may be read.
+    """
+
+    def __init__(self, path: Path, layout: Layout, experts: int) -> None:
+        self.path = path
+        self.layout = layout
+        self._weights = np.load(path, mmap_mode="r", allow_pickle=False)[:experts]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(experts, checkpoints, P)."""
+        experts, checkpoints, parameters = self._weights.shape
+        return experts, checkpoints, parameters
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """After how many epochs each checkpoint was taken."""
+        return self.layout.epochs
+
+    def read(self, expert: int, checkpoint: int) -> Tensor:
+        """A copy of one checkpoint, float32 (P,)."""
+        return torch.from_numpy(np.array(self._weights[expert, checkpoint]))
+
+    def parameters(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of a checkpoint (P,), or of K of them (K, P), by name: (..., *shape)."""
+        sizes = [prod(shape) for shape in self.layout.shapes.values()]
+        parts = vector.split(sizes, dim=-1)
+        return {
+            name: part.reshape(*vector.shape[:-1], *shape)
+            for (name, shape), part in zip(self.layout.shapes.items(), parts, strict=True)
+        }
+
+
+class TrajectoryFolder:
+    """Where the experts of one key are written.
+
+    Args:
+        folder: made when something is written.
+        layout: what each expert's row holds.
+        progress: where repairs are told.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, *, progress: Progress) -> None:
+        self.folder = folder
+        self.layout = layout
+        self.progress = progress
+
+    @property
+    def path(self) -> Path:
+        return self.folder / WEIGHTS
+
+    def describe(self, parts: Mapping[str, Any]) -> None:
+        """Write the header, for readers other than this program and for `distill cache`."""
+        path = self.folder / HEADER
+        if path.exists():
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(path)
+            return
+        facts = {
+            "format": FORMAT,
+            "dtype": "float32",
+            "axes": ["experts", "checkpoints", "parameters"],
+            "parameters": [
+                {"name": name, "shape": list(shape)} for name, shape in self.layout.shapes.items()
+            ],
+            "epochs": list(self.layout.epochs),
+            "parts": parts,
+        }
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomically(path, json.dumps(facts, indent=1).encode())
+
+    def make_room(self, experts: int) -> None:
+        """Let the array hold at least that many experts; rows that are there stay."""
+        held = experts_held(self.folder)
+        if held is not None and held >= experts:
+            return
+        shape = (experts, len(self.layout.epochs), self.layout.parameters)
+        with disk_errors(self.path):
+            if held is None:
+                partial = self.path.with_name(f".{WEIGHTS}.new")
+                np.lib.format.open_memmap(partial, mode="w+", dtype="<f4", shape=shape).flush()
+                sync(partial)
+                partial.replace(self.path)
+            else:
+                _grow(self.path, shape)
+            sync(self.folder)
+
+    def finish(self, expert: int) -> None:
+        """Say that the expert's row is whole; the row is on the disk already."""
+        for mark in self.folder.glob(f"expert-{expert:05d}.*"):
+            mark.unlink(missing_ok=True)
+        write_bytes_atomically(self.folder / f"expert-{expert:05d}.{self._sha256(expert)}", b"")
+
+    def finished(self) -> set[int]:
+        """Experts whose rows are whole. The mark of a damaged row is removed, with a warning."""
+        remove_stale_partials(self.folder)
+        if not self.path.exists():
+            return set()
+        marks = marks_in(self.folder)
+        # The marks of rows written since are younger than the array; only a change without one needs a comparison.
+        if self._state(marks) == _text(self.folder / _CHECKED):
+            return set(marks)
+        for expert in damaged_experts(self.folder):
+            self.progress.warn(f"expert {expert} in {self.path} is damaged and will be trained again")
+            (self.folder / f"expert-{expert:05d}.{marks.pop(expert)}").unlink(missing_ok=True)
+        self.remember()
+        return set(marks)
+
+    def remember(self) -> None:
+        """Note that the rows, as they are now, have their checksums."""
+        with suppress(OSError):  # a cache that may only be read
+            (self.folder / _CHECKED).write_text(self._state(marks_in(self.folder)))
+
+    def open(self, experts: int) -> Trajectories:
+        """The first `experts`, all of which must be finished."""
+        return Trajectories(self.path, self.layout, experts)
+
+    def _state(self, marks: Mapping[int, str]) -> str:
+        """Changes with the array's file and with the marks."""
+        facts = self.path.stat()
+        told = hashlib.sha256(json.dumps(sorted(marks.items())).encode()).hexdigest()
+        return f"{facts.st_size} {facts.st_mtime_ns} {told}"
+
+    def _sha256(self, expert: int) -> str:
+        return _row_sha256(np.load(self.path, mmap_mode="r", allow_pickle=False), expert)
+
+
+def marks_in(folder: Path) -> dict[int, str]:
+    """The checksums of the finished experts, by number."""
+    found = {}
+    for path in sorted(folder.glob("expert-*")):
+        if match := _MARK.fullmatch(path.name):
+            found[int(match[1])] = match[2]
+    return found
+
+
+def damaged_experts(folder: Path) -> list[int]:
+    """Finished experts whose rows do not have their checksums; all rows are read."""
+    marks = marks_in(folder)
+    try:
+        weights = np.load(folder / WEIGHTS, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):  # absent, cut or no array
+        return sorted(marks)
+    return sorted(
+        expert
+        for expert, sha256 in marks.items()
+        if expert >= len(weights) or _row_sha256(weights, expert) != sha256
+    )
+
+
+def _row_sha256(weights: np.ndarray, expert: int) -> str:
+    """sha256 (hex) of an expert's row, a checkpoint at a time."""
+    result = hashlib.sha256()
+    for checkpoint in weights[expert]:
+        result.update(np.ascontiguousarray(checkpoint).data)
+    return result.hexdigest()
+
+
+def experts_held(folder: Path) -> int | None:
+    """Experts that the array has room for; None where there is none, or it was cut."""
+    try:
+        return len(np.load(folder / WEIGHTS, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError):
+        return None
+
+
+def _grow(path: Path, shape: tuple[int, int, int]) -> None:
+    """Give the array more rows: numpy leaves room in the header for a longer first axis."""
+    with path.open("r+b") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+        file.truncate(start + prod(shape) * 4)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        assert file.tell() == start, "numpy leaves room for a longer first axis"
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None

@@ -1,0 +1,228 @@
+"""Trajectories: what is read is what was trained, whatever happened in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.cache import Cache
+from distill.cache import experts as experts_module
+from distill.cache.experts import ExpertConfig, record_trajectories
+from distill.cache.trajectories import Layout, Trajectories, TrajectoryFolder, damaged_experts
+from distill.contracts import Context, Source, Split
+from distill.costs import Costs
+from distill.errors import InputError
+from distill.models import build
+from distill.progress import NullProgress
+from distill.training.config import TrainConfig
+from distill.training.engine import Engine, Way
+from distill.training.job import Job
+
+CPU = torch.device("cpu")
+Record = Callable[..., Trajectories]
+
+
+def config(**changes: Any) -> ExpertConfig:
+    train = {"epochs": 3, "batch_size": 16, "lr": 0.1, "augment": "crop"}
+    return ExpertConfig.model_validate(
+        {"model": {"name": "convnet", "width": 3}, "train": train, "experts": 2, **changes}
+    )
+
+
+@pytest.fixture
+def source(make_split: Callable[..., Split]) -> Source:
+    return Source("random", ("a", "b", "c"), make_split(), make_split(5, 1), (0.4, 0.5), (0.2, 0.3))
+
+
+@pytest.fixture
+def record(make_cache: Callable[[], Cache], source: Source, told: Any, tmp_path: Path) -> Record:
+    def run(asked: ExpertConfig, *, way: Way = "serial", seed: int = 0) -> Trajectories:
+        with Engine(CPU, precision="float32", progress=NullProgress(), way=way) as engine:
+            ctx = Context(seed, CPU, make_cache(), engine, Costs(engine), told, TrainConfig(), tmp_path)
+            return record_trajectories(ctx, source, asked)
+
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Every job that is trained from now on."""
+    jobs: list[Job] = []
+    train = Engine.train
+
+    def counting(self: Engine, asked: Any, **options: Any) -> Any:
+        jobs.extend(asked)
+        return train(self, asked, **options)
+
+    monkeypatch.setattr(Engine, "train", counting)
+    return jobs
+
+
+def whole(trajectories: Trajectories) -> np.ndarray:
+    """Every checkpoint: (experts, checkpoints, P)."""
+    experts, checkpoints, _ = trajectories.shape
+    return np.stack([[trajectories.read(e, c).numpy() for c in range(checkpoints)] for e in range(experts)])
+
+
+def test_checkpoints_are_the_weights_as_they_were(record: Record, source: Source, trained: list[Job]) -> None:
+    """The released code on a CPU keeps views, so that all of its checkpoints are the last."""
+    found = record(config())
+    size = sum(
+        value.numel()
+        for value in build(config().model, image_shape=(2, 8, 8), classes=3, seed=0).parameters()
+    )
+    assert found.shape == (2, 4, size)
+    assert found.epochs == (0, 1, 2, 3)
+    initial = experts_module.initial_network(trained[0])
+    first = found.parameters(found.read(0, 0))
+    assert list(first) == [name for name, _ in initial.named_parameters()]
+    assert all(torch.equal(first[name], value) for name, value in initial.named_parameters())
+    moved = [float((found.read(0, epoch + 1) - found.read(0, epoch)).norm()) for epoch in range(3)]
+    assert min(moved) > 0
+    with Engine(CPU, precision="float32", progress=NullProgress(), way="serial") as engine:
+        (again,) = engine.train([replace(trained[1], trajectory=None, keep_state=True)], title="again")
+    last = found.parameters(found.read(1, 3))
+    assert all(torch.equal(last[name], again.state[name]) for name in last)
+
+
+@pytest.mark.parametrize("way", ["stack", "workers"])
+def test_every_way_of_training_writes_them(way: Way, record: Record) -> None:
+    alone = whole(record(config()))
+    other = record(config(every=3), way=way)
+    assert other.epochs == (0, 3)
+    np.testing.assert_allclose(whole(other), alone[:, [0, 3]], atol=1e-4)
+    assert not np.allclose(whole(record(config(), seed=1)), alone, atol=1e-4), "another seed"
+
+
+def test_it_is_trained_once_and_more_are_added(record: Record, trained: list[Job]) -> None:
+    two = whole(record(config()))
+    assert np.array_equal(whole(record(config())), two)
+    assert len(trained) == 2
+    found = record(config(experts=5))
+    assert found.shape[0] == 5
+    assert np.array_equal(whole(found)[:2], two)
+    assert len(trained) == 5
+    assert np.load(found.path, mmap_mode="r").shape == found.shape, "numpy alone can read it"
+    assert record(config()).shape[0] == 2
+    assert len(trained) == 5
+
+
+def test_the_header_tells_what_the_numbers_are(record: Record) -> None:
+    found = record(config())
+    header = json.loads((found.path.parent / "header.json").read_text())
+    assert header["epochs"] == [0, 1, 2, 3]
+    assert [entry["name"] for entry in header["parameters"]] == list(found.layout.shapes)
+    assert sum(int(np.prod(entry["shape"])) for entry in header["parameters"]) == found.shape[2]
+
+
+def test_views_of_several_checkpoints_by_name(record: Record) -> None:
+    found = record(config())
+    stacked = torch.stack([found.read(0, 1), found.read(1, 2)])
+    views = found.parameters(stacked)
+    assert views["body.0.weight"].shape == (2, 3, 2, 3, 3)
+    assert torch.equal(views["classifier.bias"][1], found.parameters(found.read(1, 2))["classifier.bias"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is mapped in")
+def test_reading_touches_the_checkpoint_alone(tmp_path: Path) -> None:
+    """The pages of the others stay out of memory."""
+    shape = (4, 8, 1 << 16)
+    path = tmp_path / "weights.npy"
+    array = np.lib.format.open_memmap(path, mode="w+", dtype="<f4", shape=shape)
+    array[:] = 1
+    array.flush()
+    del array
+    found = Trajectories(path, Layout({"w": (1 << 16,)}, tuple(range(8))), 4)
+    before = resident_bytes(path)
+    found.read(2, 3)
+    touched = resident_bytes(path) - before
+    assert 0 < touched <= 2 * (4 << 16) + (1 << 20)
+    assert touched < path.stat().st_size / 4
+
+
+def resident_bytes(path: Path) -> int:
+    """Bytes of the file that this process has mapped in."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def test_an_interrupted_run_trains_the_missing_experts(
+    record: Record, trained: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = record(config(experts=3))
+    expected, folder = whole(found), found.path.parent
+    shutil.rmtree(folder)
+    finish = TrajectoryFolder.finish
+
+    def interrupted(self: TrajectoryFolder, expert: int) -> None:
+        if expert == 1:
+            raise KeyboardInterrupt
+        finish(self, expert)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrajectoryFolder, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            record(config(experts=3))
+    trained.clear()
+    assert np.array_equal(whole(record(config(experts=3))), expected)
+    assert [job.label for job in trained] == ["expert 1", "expert 2"]
+
+
+@pytest.mark.parametrize("damage", ["a number", "the file cut", "the file gone"])
+def test_damaged_rows_are_trained_again(damage: str, record: Record, trained: list[Job], told: Any) -> None:
+    found = record(config())
+    expected, path = whole(found), found.path
+    trained.clear()
+    if damage == "a number":
+        array = np.load(path, mmap_mode="r+")
+        array[1, 2, 5] += 1
+        array.flush()
+        assert damaged_experts(path.parent) == [1]
+    elif damage == "the file cut":
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        path.unlink()
+    assert np.array_equal(whole(record(config())), expected)
+    assert [job.label for job in trained] == (
+        ["expert 1"] if damage == "a number" else ["expert 0", "expert 1"]
+    )
+    if damage == "a number":
+        assert told.warnings == [f"expert 1 in {path} is damaged and will be trained again"]
+    assert damaged_experts(path.parent) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"name": "convnet", "width": 4}},
+        {"train": {"epochs": 2, "batch_size": 16, "lr": 0.1, "augment": "crop"}},
+        {"train": {"epochs": 3, "batch_size": 16, "lr": 0.2, "augment": "crop"}},
+        {"every": 3},
+    ],
+)
+def test_another_configuration_is_another_trajectory(
+    change: dict[str, Any], record: Record, trained: list[Job]
+) -> None:
+    first = record(config())
+    assert record(config(**change)).path != first.path
+    assert len(trained) == 4
+
+
+def test_a_network_with_running_statistics_is_refused(record: Record) -> None:
+    with pytest.raises(InputError, match="statistics beside its parameters") as caught:
+        record(config(model={"name": "convnet", "width": 3, "norm": "batch"}))
+    assert "norm: instance" in str(caught.value)
