@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from distill.cache import Cache, default_folder
+from distill.cache import Cache, Limits, default_folder
 from distill.contracts import Context, DistilledSet, Method, Progress, Selection, Source, StepKind
 from distill.costs import CostedLedger, Costs
 from distill.data import open_source
@@ -177,7 +177,15 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
     """Open engine, cache and ledger of costs; worker processes end with it."""
     folder = Path(recipe.cache.folder) if recipe.cache.folder else default_folder()
     with Engine(device, precision=recipe.precision, progress=progress) as engine:
-        cache = Cache(folder, device=device, progress=progress)
+        asked = recipe.cache
+        cache = Cache(
+            folder,
+            device=device,
+            progress=progress,
+            device_bytes=asked.device_bytes,
+            host_bytes=asked.host_bytes,
+            limits=Limits(work_bytes=asked.work_bytes, non_finite=asked.non_finite),
+        )
         yield Workshop(recipe, engine, cache, Costs(engine), progress)
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
+from distill.byte_sizes import ByteSize
 from distill.errors import InputError, RecipeErrors
 from distill.recipe_overrides import Draft, apply_overrides
 from distill.recipe_problems import Problem, Written, explain, key_path, refuse, unknown_key
@@ -159,13 +160,24 @@ class EvaluateConfig(Strict):
 
 
 class CacheConfig(Strict):
-    """Where features, logits and networks are kept between runs.
+    """Where features, gradients, statistics and networks are kept between runs, and how.
+
+    None of it changes results, but for `non_finite`.
 
     Args:
         folder: null is the user's cache folder.
+        device_bytes: rows kept on a GPU; null is a quarter of what is free there.
+        host_bytes: rows kept in host memory; null is a quarter of what is free.
+        work_bytes: memory for per-sample gradients beside the forward pass.
+        non_finite: share of images whose features or gradients may be NaN or infinite before the run stops; those
+            within it become rows of zeros, with a warning.
     """
 
     folder: Annotated[str, Field(min_length=1)] | None = None
+    device_bytes: ByteSize | None = None
+    host_bytes: ByteSize | None = None
+    work_bytes: Annotated[ByteSize, Field(ge=1 << 20)] = 1 << 30
+    non_finite: Annotated[float, Field(ge=0, le=1)] = 0.001
 
 
 class Recipe(Strict):

@@ -19,6 +19,7 @@ SOURCE_ROOTS = {"distill": ROOT, "dataselect": ROOT / "selectors"}
 ORDER = [
     "errors",
     "files",
+    "locks",
     "randomness",
     "registry",
     "yaml_lines",
@@ -27,6 +28,7 @@ ORDER = [
     "preprocessing",
     "progress",
     "recipe_problems",
+    "byte_sizes",
     "recipe_overrides",
     "recipe",
     "augment",
@@ -47,6 +49,8 @@ ORDER = [
     "report",
     "dry_run",
     "pipeline",
+    "command",
+    "cache_commands",
     "cli",
     "__main__",
 ]
@@ -228,9 +232,11 @@ def test_only_the_command_line_imports_the_command_line() -> None:
 
 
 def test_the_command_line_imports_nothing_heavy_up_front() -> None:
+    light = {"distill.cli", "distill.command", "distill.cache_commands"}
     heavy = {
         name
-        for name in imported("distill.cli", late=False)
+        for module in light
+        for name in imported(module, late=False) - light
         if name.split(".")[0] not in sys.stdlib_module_names
         and name not in ("click", "distill", "distill.errors")
     }

@@ -38,6 +38,7 @@ from distill.cache.quantities import (
 from distill.cache.rows import (
     ComputedRows,
     GradientRows,
+    HeldRows,
     MeanRows,
     Rows,
     StoredRows,
@@ -50,6 +51,7 @@ from distill.cache.statistics import LayerStatistics, StatisticsLayout
 from distill.cache.taps import PENULTIMATE
 from distill.cache.tiers import DEVICE_SHARE, HOST_SHARE, Tiers, free_device_bytes, free_host_bytes, map_file
 from distill.contracts import Progress, Split
+from distill.errors import InputError
 
 __all__ = [
     "PENULTIMATE",
@@ -216,7 +218,7 @@ class Cache:
         )
 
     def _folder(self, quantity: Wanted, split: Split, network: Network) -> ShardFolder:
-        parts: Mapping[str, Any] = {
+        parts: dict[str, Any] = {
             "data": split.fingerprint,
             "rows": len(split),
             "shard_rows": SHARD_ROWS,
@@ -226,6 +228,8 @@ class Cache:
             "device": self.device.type,
             **parts_of(quantity),
         }
+        if isinstance(quantity, Gradients | GradientNorms):
+            parts["work_bytes"] = self.limits.work_bytes  # decides the blocks, and so the rounding
         sums = isinstance(quantity, Statistics)
         folder = ShardFolder(
             self.folder / "rows" / cache_key(quantity.kind, parts),
@@ -278,4 +282,14 @@ def _recorded(quantity: Recorded, split: Split, network: Network, device: torch.
     Raises:
         InputError: nothing was recorded, or of other samples.
     """
-    raise NotImplementedError
+    dynamics = network.dynamics
+    if dynamics is None or network.facts.get("data") != split.fingerprint:
+        raise InputError(
+            f"it was not recorded how the samples fared while the network was trained ({type(quantity).__name__})",
+            found="a network trained on other samples" if dynamics else "no record",
+            allowed="a network that was trained on these samples with class labels and mix: none",
+        )
+    if isinstance(quantity, AreaUnderMargin):
+        return HeldRows(dynamics.margin[:, None].to(device))
+    forgotten = torch.where(dynamics.learned, dynamics.forgetting.float(), torch.inf)
+    return HeldRows(forgotten[:, None].to(device))

@@ -14,11 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.cache.networks import Network
-
-try:  # TEMPORARY
-    from distill.cache.per_sample import GradientPass
-except ImportError:
-    GradientPass = None
+from distill.cache.per_sample import GradientPass
 from distill.cache.quantities import Features, GradientNorms, Gradients, Logits, Statistics, Stored
 from distill.cache.rows import prefetched
 from distill.cache.statistics import StatisticsLayout
@@ -88,7 +84,11 @@ class Forward:
             if isinstance(quantity, Gradients | GradientNorms)
         }
         requests = tuple(dict.fromkeys(self._gradients.values()))
-        self._gradient_pass = GradientPass(self.module, requests, work_bytes=work_bytes) if requests else None
+        self._gradient_pass = (
+            GradientPass(self.module, requests, image_shape=network.image_shape, work_bytes=work_bytes)
+            if requests
+            else None
+        )
 
     def over(self, split: Split, span: range) -> dict[Stored | Statistics, Part]:
         """Every quantity over the samples `span`. Nothing here waits for a GPU."""

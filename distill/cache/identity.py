@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Raised whenever a producer's values change for the same inputs, so that older rows are not served.
-PRODUCER_VERSION = 1
+PRODUCER_VERSION = 2
 
 
 def cache_key(kind: str, parts: Mapping[str, Any]) -> str:

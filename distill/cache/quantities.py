@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-try:  # TEMPORARY
-    from distill.cache.per_sample import GradientRequest
-    from distill.cache.projections import Projection
-except ImportError:
-    GradientRequest = Projection = tuple
+from distill.cache.gradient_request import GradientRequest
+from distill.cache.projections import Projection
 from distill.cache.taps import PENULTIMATE
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.cache.identity import PRODUCER_VERSION
 from distill.contracts import Progress
 from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
 
@@ -91,7 +92,12 @@ class ShardFolder:
             return
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        facts = {"rows": self.rows, "shard_rows": SHARD_ROWS, "parts": parts}
+        facts = {
+            "producer": PRODUCER_VERSION,
+            "rows": self.rows,
+            "shard_rows": SHARD_ROWS,
+            "parts": parts,
+        }
         write_bytes_atomically(path, json.dumps(facts, indent=1, sort_keys=True).encode())
 
     def present(self) -> dict[range, Shard]:

@@ -1,0 +1,214 @@
+"""Looking after a cache's folder: what it holds, whether it is whole, and making room."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.cache.folder import is_cache, lock_alone, refuse_other_format
+from distill.cache.identity import PRODUCER_VERSION
+from distill.cache.shards import MANIFEST, Shard, has_sha256, shard_ranges
+from distill.cache.trajectories import HEADER, damaged_experts, experts_held, marks_in
+from distill.errors import InputError
+from distill.files import PARTIAL, disk_errors
+
+_DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that the cache keeps: the rows of a quantity, a network, or trajectories.
+
+    Args:
+        kind: such as `features`, `network`, `trajectories`.
+        path: a folder, or a file.
+        told: what it is of, for people.
+        bytes: on disk.
+        used: when it was last asked for, in seconds since 1970.
+        whole: share of it that is there, 0 to 1.
+        obsolete: made by a version whose results are not used any more.
+    """
+
+    kind: str
+    path: Path
+    told: str
+    bytes: int
+    used: float
+    whole: float
+    obsolete: bool = False
+
+
+def entries(folder: Path) -> list[Entry]:
+    """Everything in the cache, the one that was used last first.
+
+    Raises:
+        InputError: there is no cache, or one of another format.
+    """
+    _refuse_other(folder)
+    found = [*_rows(folder), *_networks(folder), *_trajectories(folder)]
+    return sorted(found, key=lambda entry: (-entry.used, entry.path.name))
+
+
+def damaged(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Every checksummed file of the cache, and every expert's mark, with whether it is whole; all bytes are read.
+
+    Raises:
+        InputError: there is no cache, or one of another format.
+    """
+    _refuse_other(folder)
+    for path in sorted(folder.rglob("*")):
+        checksum = _checksum(path)
+        if checksum is not None:
+            yield path, has_sha256(path, checksum)
+    for header in sorted((folder / "trajectories").glob(f"*/{HEADER}")):
+        broken = damaged_experts(header.parent)
+        for expert, sha256 in marks_in(header.parent).items():
+            yield header.parent / f"expert-{expert:05d}.{sha256}", expert not in broken
+
+
+def surplus(found: Sequence[Entry], *, max_bytes: int | None, unused_days: float | None) -> list[Entry]:
+    """What to remove: obsolete entries, those unused for so many days, and the longest unused beyond so many bytes."""
+    oldest_kept = -1.0 if unused_days is None else time.time() - unused_days * _DAY
+    removed = [entry for entry in found if entry.obsolete or entry.used < oldest_kept]
+    if max_bytes is None:
+        return removed
+    kept = sorted((entry for entry in found if entry not in removed), key=lambda entry: entry.used)
+    total = sum(entry.bytes for entry in kept)
+    for entry in kept:
+        if total <= max_bytes:
+            break
+        removed.append(entry)
+        total -= entry.bytes
+    return removed
+
+
+def remove(folder: Path, unwanted: Sequence[Entry]) -> None:
+    """Remove these entries, and what killed runs left half-written.
+
+    Raises:
+        InputError: a run uses the cache, or a file cannot be removed.
+    """
+    lock = lock_alone(folder)
+    try:
+        for entry in unwanted:
+            with disk_errors(entry.path):
+                shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+        for partial in folder.rglob(f".*{PARTIAL}"):
+            with disk_errors(partial):
+                partial.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def remove_damaged(folder: Path, paths: Sequence[Path]) -> None:
+    """Remove damaged files, which will then be computed again.
+
+    Raises:
+        InputError: a run uses the cache, or a file cannot be removed.
+    """
+    lock = lock_alone(folder)
+    try:
+        for path in paths:
+            with disk_errors(path):
+                path.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _refuse_other(folder: Path) -> None:
+    if not is_cache(folder):
+        raise InputError(
+            "there is no cache",
+            where=str(folder),
+            fix="name its folder with --folder, or in the environment variable DISTILL_CACHE",
+        )
+    refuse_other_format(folder)
+
+
+def _rows(folder: Path) -> Iterator[Entry]:
+    for manifest in sorted((folder / "rows").glob(f"*/{MANIFEST}")):
+        facts = _json(manifest)
+        parts = facts.get("parts", {})
+        yield Entry(
+            kind=str(parts.get("kind", "unknown")),
+            path=manifest.parent,
+            told=_told(parts),
+            bytes=_size(manifest.parent),
+            used=manifest.stat().st_mtime,
+            whole=_share(manifest.parent, int(facts.get("rows", 0))),
+            obsolete=facts.get("producer") != PRODUCER_VERSION,
+        )
+
+
+def _told(parts: dict[str, Any]) -> str:
+    """Rows in words: of which data and network, and what beside."""
+    network, data = parts.get("network", {}), str(parts.get("data", ""))
+    others = {
+        key: value
+        for key, value in parts.items()
+        if key not in ("kind", "network", "data", "shard_rows", "dtype", "rows", "work_bytes")
+    }
+    options = ", ".join(
+        f"{key} {json.dumps(value)}" for key, value in others.items() if value not in (["*"], False)
+    )
+    return (
+        f"{parts.get('rows')} images of {data[:8]}, network {str(network.get('weights', ''))[:8]}, {options}"
+    )
+
+
+def _share(folder: Path, rows: int) -> float:
+    """Share of the rows that is on disk."""
+    ranges = shard_ranges(rows)
+    if not ranges:
+        return 1.0
+    spans = {shard.span for path in folder.glob("rows-*.npy") if (shard := Shard.of(path, "rows"))}
+    summed = [shard.span.stop for path in folder.glob("sums-*.npy") if (shard := Shard.of(path, "sums"))]
+    if summed:
+        return max(summed) / rows
+    return sum(len(span) for span in ranges if span in spans) / rows
+
+
+def _networks(folder: Path) -> Iterator[Entry]:
+    for path in sorted((folder / "networks").glob("*.npz")):
+        facts = path.stat()
+        yield Entry("network", path, f"key {path.name[:8]}", facts.st_size, facts.st_mtime, 1.0)
+
+
+def _trajectories(folder: Path) -> Iterator[Entry]:
+    for header in sorted((folder / "trajectories").glob(f"*/{HEADER}")):
+        parts = _json(header).get("parts", {})
+        done, room = len(marks_in(header.parent)), experts_held(header.parent)
+        model = parts.get("model", {}).get("name", "unknown")
+        yield Entry(
+            "trajectories",
+            header.parent,
+            f"{done} experts, {model}, {len(parts.get('epochs', []))} checkpoints, {str(parts.get('data', ''))[:8]}",
+            _size(header.parent),
+            header.stat().st_mtime,
+            done / room if room else 0.0,
+        )
+
+
+def _checksum(path: Path) -> str | None:
+    """The sha256 that the name of one of our files carries."""
+    parts = path.name.split(".")
+    if len(parts) == 3 and parts[2] in ("npy", "npz") and len(parts[1]) == 64:
+        return parts[1]
+    return None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
