@@ -1,0 +1,145 @@
+"""`distill cache`: what is listed, what is removed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from distill.cache.folder import claim
+from distill.cache.upkeep import Entry, surplus
+
+from .conftest import Call
+
+RECIPE = """\
+seed: 3
+data: {name: digits, cap: 30}
+train: {epochs: 1, batch_size: 20, augment: crop}
+steps:
+  - herding: {ipc: 3, network: {model: {name: mlp, width: 8}, train: {epochs: 1}}}
+evaluate: {students: [{name: mlp, width: 8}], seeds: 2, against: []}
+"""
+
+
+@pytest.fixture
+def filled(tmp_path: Path, call: Call) -> Path:
+    """The cache's folder after a run."""
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    assert call("run", "tiny.yaml").exit_code == 0
+    return tmp_path / "cache"
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_the_cache_holds(filled: Path, call: Call) -> None:
+    listed = call("cache", "ls")
+    assert listed.exit_code == 0, listed.output
+    assert [line.split()[0] for line in listed.stdout.splitlines()[:-1]].count("network") == 1
+    assert listed.stdout.splitlines()[-1].startswith("3 entries, ")
+    assert "270 images of" in listed.stdout
+    found = json.loads(call("cache", "ls", "--json").stdout)
+    assert {entry["kind"] for entry in found} == {"features", "logits", "network"}
+    assert all(entry["whole"] == 1 and not entry["obsolete"] for entry in found)
+    elsewhere = call("cache", "ls", "--folder", filled)
+    assert elsewhere.stdout == listed.stdout
+
+
+def test_gc_removes_what_was_unused_longest(filled: Path, call: Call) -> None:
+    found = json.loads(call("cache", "ls", "--json").stdout)
+    for number, entry in enumerate(sorted(found, key=lambda entry: entry["kind"])):
+        path = Path(entry["path"])
+        when = time.time() - 86400 * (10 - number)
+        os.utime(path / "manifest.json" if path.is_dir() else path, (when, when))
+    before = names(filled)
+    told = call("cache", "gc", "--unused-days", "8.5", "--dry-run")
+    assert "2 entries" in told.stdout and "would be removed" in told.stdout
+    assert names(filled) == before
+    assert call("cache", "gc", "--unused-days", "8.5").exit_code == 0
+    left = json.loads(call("cache", "ls", "--json").stdout)
+    assert [entry["kind"] for entry in left] == ["network"]
+    assert "0 entries" in call("cache", "gc", "--max-bytes", "1 GB").stdout
+    assert "1 entries" in call("cache", "gc", "--max-bytes", "10 B").stdout
+    assert names(filled) <= {"distill-cache.json", ".lock"}
+
+
+def test_gc_removes_what_earlier_versions_made(filled: Path, call: Call) -> None:
+    manifest = next(filled.rglob("manifest.json"))
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**facts, "producer": facts["producer"] - 1}))
+    partial = filled / "rows" / ".rows-a.1.partial"
+    partial.write_bytes(b"half")
+    assert "obsolete" in call("cache", "ls").stdout
+    assert "1 entries" in call("cache", "gc").stdout
+    assert not manifest.exists()
+    assert not partial.exists()
+
+
+def test_gc_leaves_a_cache_that_is_in_use_alone(filled: Path, call: Call) -> None:
+    before = names(filled)
+    run = claim(filled)
+    refused = call("cache", "gc", "--max-bytes", "0")
+    assert refused.exit_code == 2
+    assert "a run uses the cache" in refused.stderr
+    assert names(filled) == before
+    run.release()
+    assert call("cache", "gc", "--max-bytes", "0").exit_code == 0
+
+
+def test_verify_finds_what_reading_does_not_look_for(filled: Path, call: Call) -> None:
+    """A bit that turned over without the file's time."""
+    assert call("cache", "verify").exit_code == 0
+    path = next(filled.rglob("rows-*.npy"))
+    facts = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    found = call("cache", "verify")
+    assert found.exit_code == 3
+    assert f"damaged: {path}" in found.stdout
+    assert "cache verify --remove" in found.stderr
+    assert path.exists()
+    removed = call("cache", "verify", "--remove")
+    assert removed.exit_code == 0
+    assert not path.exists()
+    assert call("cache", "verify").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["ls"], ["gc"], ["verify"]])
+def test_a_folder_that_is_no_cache(command: list[str], tmp_path: Path, call: Call) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    refused = call("cache", *command, "--folder", "mine")
+    assert refused.exit_code == 2
+    assert "there is no cache" in refused.stderr
+    assert names(tmp_path / "mine") == {"thesis.txt"}
+
+
+@pytest.mark.parametrize("size", ["much", "-1", "5 GX"])
+def test_a_size_that_is_none(size: str, filled: Path, call: Call) -> None:
+    refused = call("cache", "gc", f"--max-bytes={size}")
+    assert refused.exit_code == 2
+    assert "not a number of bytes" in refused.stderr
+
+
+def entry(name: str, size: int, used: float, obsolete: bool = False) -> Entry:
+    return Entry("features", Path(name), "", size, used, 1.0, obsolete)
+
+
+def test_what_is_surplus() -> None:
+    found = [entry("new", 10, 400), entry("mid", 20, 300), entry("old", 30, 200), entry("odd", 5, 500, True)]
+
+    def removed(**options: float | None) -> list[str]:
+        asked = {"max_bytes": None, "unused_days": None, **options}
+        return [each.path.name for each in surplus(found, **asked)]  # type: ignore[arg-type]
+
+    assert removed() == ["odd"]
+    assert removed(max_bytes=60) == ["odd"]
+    assert removed(max_bytes=59) == ["odd", "old"]
+    assert removed(max_bytes=0) == ["odd", "old", "mid", "new"]
+    assert set(removed(unused_days=1)) == {"odd", "new", "mid", "old"}
