@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import subprocess
 import sys
+import textwrap
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -226,3 +231,72 @@ def test_a_network_with_running_statistics_is_refused(record: Record) -> None:
     with pytest.raises(InputError, match="statistics beside its parameters") as caught:
         record(config(model={"name": "convnet", "width": 3, "norm": "batch"}))
     assert "norm: instance" in str(caught.value)
+
+
+WORKER = textwrap.dedent(
+    """
+    # Run as: worker CACHE WAY. Records trajectories of eight experts.
+    import sys
+    from pathlib import Path
+    import torch
+    from distill.cache import Cache
+    from distill.cache.experts import ExpertConfig, record_trajectories
+    from distill.contracts import Context, Source, Split
+    from distill.costs import Costs
+    from distill.progress import NullProgress
+    from distill.training.config import TrainConfig
+    from distill.training.engine import Engine
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (640, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(640) % 10, "fingerprint")
+    empty = Split(images[:0], split.labels[:0], "empty")
+    source = Source("random", tuple("abcdefghij"), split, empty, (0.5,), (0.25,))
+    asked = ExpertConfig.model_validate(
+        {"model": {"name": "convnet", "width": 16}, "train": {"epochs": 8, "batch_size": 64}, "experts": 8}
+    )
+    device = torch.device("cpu")
+    with Engine(device, precision="float32", progress=NullProgress(), way=sys.argv[2]) as engine:
+        cache = Cache(Path(sys.argv[1]), device=device, progress=NullProgress())
+        ctx = Context(0, device, cache, engine, Costs(engine), NullProgress(), TrainConfig(), Path("."))
+        record_trajectories(ctx, source, asked)
+    """
+)
+
+
+def start(cache: Path, way: Way) -> subprocess.Popen[bytes]:
+    code = f"import sys; sys.path[:] = {sys.path!r}; exec({WORKER!r})"
+    return subprocess.Popen([sys.executable, "-c", code, cache, way])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.parametrize("way", ["serial", "workers"])
+def test_kills_lose_no_finished_expert(way: Way, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    assert start(tmp_path / "plain", way).wait(timeout=300) == 0
+    seconds = time.monotonic() - begun
+    draws, finished = random.Random(0), set[str]()
+    for _ in range(6):
+        process = start(tmp_path / "killed", way)
+        time.sleep(draws.uniform(0.3, 0.7) * seconds)
+        process.kill()
+        process.wait(timeout=60)
+        now = {path.name for path in (tmp_path / "killed").rglob("expert-*")}
+        assert finished <= now
+        finished = now
+    assert finished, "no kill came late enough to leave anything"
+    assert start(tmp_path / "killed", way).wait(timeout=300) == 0
+    (plain,), (killed,) = (list((tmp_path / name).rglob("weights.npy")) for name in ("plain", "killed"))
+    assert plain.read_bytes() == killed.read_bytes()
+    assert damaged_experts(killed.parent) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs advisory locks")
+def test_two_processes_train_each_expert_once(tmp_path: Path) -> None:
+    processes = [start(tmp_path / "cache", "serial") for _ in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    (path,) = (tmp_path / "cache").rglob("weights.npy")
+    assert damaged_experts(path.parent) == []
+    assert len(list(path.parent.glob("expert-*"))) == 8
