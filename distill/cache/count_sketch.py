@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill.randomness import counter_bits, counter_integers, counter_permutation, derive_seed
 
-_RUNS = 64  # aim at this many runs,
+_RUNS = 32  # aim at this many runs,
 _WIDEST = 4096  # but at runs of at most this many coordinates: their sums then stay in a core's own cache
 
 

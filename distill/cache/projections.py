@@ -81,24 +81,20 @@ class Projector:
         out += self._map(name, values.shape[1:], values)(values)
 
     def add_outer(self, out: Tensor, name: str, left: Tensor, right: Tensor) -> None:
-        """Like `add` for values = sum_l left_l right_l^T, without forming them where that is faster.
+        """Like `add` for values = sum_l left_l right_l^T of shape (O, I), without forming them.
 
         Args:
             out: (B, k), added to in place.
             name: the parameter's.
             left: (B, L, O).
-            right: (B, L, I).
+            right: (B, L, I). `takes_factors((O, I), positions=L)` holds.
         """
-        shape = torch.Size((left.shape[2], right.shape[2]))
-        if self.takes_factors(shape, positions=left.shape[1]):
-            own = self._map(name, shape, left)
-            assert isinstance(own, _Outer)
-            out += own.of_factors(left, right)
-        else:
-            self.add(out, name, left.transpose(1, 2) @ right)
+        own = self._map(name, torch.Size((left.shape[2], right.shape[2])), left)
+        assert isinstance(own, _Outer)
+        out += own.of_factors(left, right)
 
     def takes_factors(self, shape: torch.Size, *, positions: int) -> bool:
-        """Whether `add_outer` leaves a gradient of shape (O, I) over L positions unformed; decided by sizes alone."""
+        """Whether factors of a gradient of shape (O, I) are faster than the gradient; decided by sizes alone."""
         if not self._is_outer(shape):
             return False
         transform = self.projection.dim * math.log2(self.projection.dim + 1) * _FOURIER_COST
@@ -146,10 +142,10 @@ class _Sparse:
         ]
 
     def __call__(self, values: Tensor) -> Tensor:
-        flat = _flat(values)
-        total = self.sketches[0](flat)
+        coordinates = flat(values)
+        total = self.sketches[0](coordinates)
         for sketch in self.sketches[1:]:
-            total += sketch(flat)
+            total += sketch(coordinates)
         return total * self.scale if len(self.sketches) > 1 else total
 
 
@@ -175,7 +171,7 @@ class _Fourier:
         self.scale = square.sqrt()
 
     def __call__(self, values: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft(_flat(values) * self.signs, n=self.length)
+        spectrum = torch.fft.rfft(flat(values) * self.signs, n=self.length)
         return torch.view_as_real(spectrum).flatten(1).index_select(1, self.places) * self.scale
 
 
@@ -213,7 +209,7 @@ class _Outer:
         return torch.fft.rfft(sketch(factors.flatten(0, 1)).unflatten(0, factors.shape[:2]))
 
 
-def _flat(values: Tensor) -> Tensor:
+def flat(values: Tensor) -> Tensor:
     """(B, *shape) -> (B, p), weights of convolutions in the order of channels_last memory."""
     if values.dim() == 5:
         values = values.permute(0, 1, 3, 4, 2)
