@@ -5,6 +5,7 @@ Nothing here changes the training by one bit. Samples are counted by their numbe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.files import disk_errors, sync
+from distill.files import disk_errors
 
 if TYPE_CHECKING:
     from distill.training.job import Job
@@ -137,10 +138,16 @@ class WeightRecorder:
 
 
 def _write(row: TrajectoryRow, checkpoint: int, vector: Tensor) -> None:
-    """Put one checkpoint (P,) into its place; the last one of a row brings the row to the disk."""
-    with disk_errors(row.path):
-        weights = np.load(row.path, mmap_mode="r+", allow_pickle=False)
-        weights[row.expert, checkpoint] = vector.numpy()
+    """Put one checkpoint (P,) into its place; the last one of a row brings the row to the disk.
+
+    It is written, not mapped: on a full disk, a mapping of a file with holes ends the process without a word.
+    """
+    with disk_errors(row.path), row.path.open("r+b") as file:
+        np.lib.format.read_magic(file)
+        (_, *held), _, _ = np.lib.format.read_array_header_1_0(file)
+        assert held == [len(row.epochs), len(vector)], "the array was made for this network and these epochs"
+        file.seek((row.expert * len(row.epochs) + checkpoint) * vector.nbytes, os.SEEK_CUR)
+        file.write(vector.numpy().data)
         if checkpoint == len(row.epochs) - 1:
-            weights.flush()
-            sync(row.path)
+            file.flush()
+            os.fsync(file.fileno())

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from distill.errors import InputError
+from distill.preprocessing import Transform
 from distill.progress import NullProgress
 from distill.training import loop
 from distill.training.engine import Engine, stackable
 from distill.training.job import Job, Pool, Trained
-from distill.training.recording import DynamicsRecorder
+from distill.training.recording import DynamicsRecorder, TrajectoryRow, _write
 
 CPU = torch.device("cpu")
 MakeJob = Callable[..., Job]
@@ -64,13 +69,94 @@ def test_samples_are_followed_as_plain_bookkeeping_has_it(
         assert not found.learned.all()
 
 
-def test_recording_changes_nothing(make_job: MakeJob) -> None:
-    jobs = recording(make_job, 1)
-    jobs = [replace(job, keep_epochs=(0, 2)) for job in jobs]
-    (with_record,) = train(jobs)
-    (without,) = train([replace(job, record_dynamics=False, keep_epochs=()) for job in jobs])
-    assert without.dynamics is None
-    assert all(torch.equal(with_record.state[name], without.state[name]) for name in without.state)
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_recorded_belongs_to_the_sample_of_that_place(count: int, make_job: MakeJob) -> None:
+    """A network that hardly moves has the margins of its initial weights, sample by sample."""
+    jobs = [
+        replace(job, indices=torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:30])
+        for seed, job in enumerate(recording(make_job, count, lr=1e-12, augment="none"))
+    ]
+    for job, result in zip(jobs, train(jobs), strict=True):
+        assert job.indices is not None and result.dynamics is not None
+        images, labels = job.pool.images[job.indices], job.pool.targets[job.indices]
+        with torch.no_grad():
+            logits = loop.initial_network(job)(Transform(job.pool.preprocessing)(images))
+        own = logits.gather(1, labels[:, None])[:, 0]
+        others = logits.masked_fill(torch.nn.functional.one_hot(labels, 10).bool(), -torch.inf).amax(dim=1)
+        torch.testing.assert_close(result.dynamics.margin, own - others, rtol=1e-4, atol=1e-5)
+        assert torch.equal(result.dynamics.learned, own > others)
+        assert not result.dynamics.forgetting.any()
+
+
+@pytest.mark.parametrize("model", ["convnet", "batch_norm"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_recording_changes_nothing(count: int, model: str, make_job: MakeJob, tmp_path: Path) -> None:
+    jobs = [replace(job, keep_epochs=(0, 2)) for job in recording(make_job, count, model=model)]
+    path = empty_array(tmp_path, jobs[0], experts=count, epochs=(0, 1))
+    jobs = [replace(job, trajectory=TrajectoryRow(path, k, (0, 1))) for k, job in enumerate(jobs)]
+    plain = [replace(job, record_dynamics=False, keep_epochs=(), trajectory=None) for job in jobs]
+    for recorded, without in zip(train(jobs), train(plain), strict=True):
+        assert without.dynamics is None
+        assert recorded.loss == without.loss
+        assert all(torch.equal(recorded.state[name], without.state[name]) for name in without.state)
+
+
+def empty_array(folder: Path, job: Job, *, experts: int, epochs: tuple[int, ...]) -> Path:
+    """An array of NaN with room for the job's network."""
+    path = folder / "weights.npy"
+    size = sum(value.numel() for value in loop.initial_network(job).parameters())
+    np.save(path, np.full((experts, len(epochs), size), np.nan, dtype="<f4"))
+    return path
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_trajectory_goes_to_its_row_and_nowhere_else(
+    stacked: bool, make_job: MakeJob, tmp_path: Path
+) -> None:
+    epochs = (0, 2, 3)
+    jobs = [
+        replace(make_job("convnet", seed=seed, epochs=3, lr=0.2), keep_epochs=epochs) for seed in range(2)
+    ]
+    path = empty_array(tmp_path, jobs[0], experts=4, epochs=epochs)
+    jobs = [
+        replace(job, trajectory=TrajectoryRow(path, row, epochs))
+        for job, row in zip(jobs, (2, 0), strict=True)
+    ]
+    results = train(jobs) if stacked else [train([job])[0] for job in jobs]
+    array = np.load(path)
+    for row, result in zip((2, 0), results, strict=True):
+        for place, epoch in enumerate(epochs):
+            values = [value.flatten() for value in result.checkpoints[epoch].values()]
+            assert np.array_equal(array[row, place], torch.cat(values).numpy())
+        assert not np.array_equal(array[row, 1], array[row, 2]), "a copy"
+    assert np.isnan(array[[1, 3]]).all()
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The array has holes: through a mapping, a full disk would end the process with SIGBUS."""
+    path = tmp_path / "weights.npy"
+    np.save(path, np.zeros((1, 2, 5), dtype="<f4"))
+    whole = Path.open
+
+    @contextmanager
+    def full(self: Path, *arguments: Any) -> Any:
+        with whole(self, *arguments) as file:
+            yield Full(file)
+
+    class Full:
+        def __init__(self, file: IO[bytes]) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match="the disk is full") as caught:
+        _write(TrajectoryRow(path, 0, (0, 1)), 0, torch.ones(5))
+    assert caught.value.where == str(path)
 
 
 def test_workers_record_too(make_job: MakeJob) -> None:
