@@ -18,6 +18,7 @@ from distill.cache.folder import claim, default_folder
 from distill.cache.identity import cache_key
 from distill.cache.networks import Network
 from distill.cache.passes import Limits, Pass, Wanted
+from distill.cache.projections import Projection
 from distill.cache.quantities import (
     AreaUnderMargin,
     Derived,
@@ -71,6 +72,7 @@ __all__ = [
     "Loss",
     "Margins",
     "Network",
+    "Projection",
     "Rows",
     "Statistics",
     "default_folder",

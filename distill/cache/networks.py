@@ -132,6 +132,13 @@ def load_network(
     return None
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a network's file says of it, without its weights."""
+    with np.load(path, allow_pickle=False) as file:
+        facts: dict[str, Any] = json.loads(file["facts"].tobytes())
+    return facts
+
+
 def _grouped(file: Any) -> dict[str, dict[str, Tensor]]:
     """The arrays of a network's file named GROUP/NAME: by group, then by name."""
     groups: dict[str, dict[str, Tensor]] = {}

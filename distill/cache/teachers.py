@@ -164,6 +164,8 @@ def _network(job: Job, trained: Trained, source: Source) -> Network:
         "valid_accuracy": trained.accuracy,
         "loss": trained.loss,
         "data": source.train.fingerprint,
+        "model": describe(job.model),
+        "epochs": job.config.epochs,
     }
     pool = job.pool
     return Network(

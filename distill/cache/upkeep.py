@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from distill.cache.folder import is_cache, lock_alone, refuse_other_format
 from distill.cache.identity import PRODUCER_VERSION
+from distill.cache.networks import read_facts
 from distill.cache.shards import MANIFEST, Shard, has_sha256, shard_ranges
 from distill.cache.trajectories import HEADER, damaged_experts, experts_held, marks_in
 from distill.errors import InputError
@@ -176,7 +178,17 @@ def _share(folder: Path, rows: int) -> float:
 def _networks(folder: Path) -> Iterator[Entry]:
     for path in sorted((folder / "networks").glob("*.npz")):
         facts = path.stat()
-        yield Entry("network", path, f"key {path.name[:8]}", facts.st_size, facts.st_mtime, 1.0)
+        yield Entry("network", path, _told_of_network(path), facts.st_size, facts.st_mtime, 1.0)
+
+
+def _told_of_network(path: Path) -> str:
+    """A network in words; `distill cache verify` tells of a file that cannot be read."""
+    try:
+        facts = read_facts(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return f"key {path.name[:8]}, not readable"
+    trained = f"{facts.get('model', 'network')}, {facts.get('epochs', '?')} epochs"
+    return f"{trained}, trained on {str(facts.get('data', ''))[:8]}"
 
 
 def _trajectories(folder: Path) -> Iterator[Entry]:

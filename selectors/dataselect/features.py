@@ -12,23 +12,29 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.cache import PENULTIMATE, Rows
+from distill.cache import PENULTIMATE, Gradients, Projection, Rows
 from distill.cache.teachers import TeacherConfig, train_teacher
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, Training
 from distill.errors import InputError
 from distill.selection import BudgetConfig, Selector, select_by_class
 
 
+# What each space is made from.
+_USED = {"network": ("network", "layer"), "gradients": ("network", "projection"), "pixels": ()}
+
+
 class FeatureConfig(BudgetConfig):
     """A budget, and the space of features.
 
     `features: network` takes the outputs of `layer` of a network trained on the source (`network`);
-    `features: pixels` the normalised pixels, which come from no network and no layer.
+    `features: gradients` the gradients of the network's loss by its parameters, projected (`projection`);
+    `features: pixels` the normalised pixels.
     """
 
-    features: Literal["network", "pixels"] = "network"
+    features: Literal["network", "gradients", "pixels"] = "network"
     network: TeacherConfig = TeacherConfig()
     layer: Annotated[str, Field(min_length=1)] = PENULTIMATE
+    projection: Projection = Projection()
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
@@ -36,16 +42,16 @@ class FeatureConfig(BudgetConfig):
         fields = type(self).model_fields
         ignored = [
             name
-            for name in ("network", "layer")
-            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+            for name in ("network", "layer", "projection")
+            if name not in _USED[self.features]
+            and getattr(self, name) != fields[name].get_default(call_default_factory=True)
         ]
-        if self.features == "pixels" and ignored:
+        if ignored:
             names = " and ".join(ignored)
             error = InputError(
-                f"{names} would be ignored: pixels come from no network",
-                found=f"features: pixels with {names}",
-                allowed="features: network with them, or features: pixels alone",
-                fix=f"remove {names}, or set features: network",
+                f"{names} would be ignored: features: {self.features} is not made from it",
+                found=f"features: {self.features} with {names}",
+                fix=f"remove {names}, or set features to what uses it",
             )
             raise ValueError(error.what) from error
         return self
@@ -104,14 +110,17 @@ class FeatureSpace:
         Selectors use differences only, and centred numbers lose least to rounding.
         """
         pixels = self.config.features == "pixels"
-        values = self._pixels(samples) if pixels else self._network_rows.take(samples)
+        values = self._pixels(samples) if pixels else self._rows.take(samples)
         features = values.to(self.ctx.device, torch.float32)
         return features - features.mean(dim=0)
 
     @cached_property
-    def _network_rows(self) -> Rows:
-        """float32 (N, D): the layer's outputs for every sample of the train split."""
-        network = train_teacher(self.ctx, self.source, self.config.network, name="features")
+    def _rows(self) -> Rows:
+        """float32 (N, D): the layer's outputs, or projected gradients, for every sample of the train split."""
+        network = train_teacher(self.ctx, self.source, self.config.network, name="feature network")
+        if self.config.features == "gradients":
+            quantity = Gradients(self.config.projection)
+            return self.ctx.cache.gradients(self.source.train, network, quantity)
         return self.ctx.cache.features(self.source.train, network, layer=self.config.layer)
 
     def _pixels(self, samples: np.ndarray) -> Tensor:

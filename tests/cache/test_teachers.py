@@ -101,6 +101,8 @@ def test_it_is_trained_once(make_context: MakeContext, source: Source, spy: Spy,
         "valid_accuracy": 0.75,
         "loss": 0.5,
         "data": source.train.fingerprint,
+        "model": "mlp-w4-d1",
+        "epochs": 2,
     }
     assert again.state.keys() == first.state.keys()
     assert all(torch.equal(again.state[name], first.state[name]) for name in first.state)

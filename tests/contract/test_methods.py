@@ -55,7 +55,7 @@ class Case:
 def measured(method: str, features: str, *, random: bool) -> Case:
     """A selector in a feature space; in pixels nothing is left to chance."""
     options: dict[str, Any] = {"ipc": 2, "features": features}
-    if features == "network":
+    if features != "pixels":
         options["network"] = NETWORK
     return Case(method, options, images=2, random=random, behind=options)
 
@@ -64,6 +64,7 @@ CASES = [
     Case("random", {"ipc": 2}, images=2, random=True, behind={"fraction": 0.5}),
     measured("kcenter", "pixels", random=False),
     measured("kcenter", "network", random=True),
+    measured("kcenter", "gradients", random=True),
     measured("herding", "pixels", random=False),
     measured("herding", "network", random=True),
     Case(

@@ -11,6 +11,7 @@ import torch
 from dataselect.features import FeatureConfig, FeatureSpace
 from dataselect.herding import Herding
 from dataselect.kcenter import KCenter
+from distill.cache import Gradients
 from distill.cache.teachers import train_teacher
 from distill.contracts import Context, Selection, Source
 from distill.errors import InputError, RecipeErrors
@@ -27,19 +28,33 @@ def config(**options: object) -> FeatureConfig:
 @pytest.mark.parametrize(
     ("options", "ignored"),
     [
-        ({"network": NETWORK}, "network"),
-        ({"layer": "classifier"}, "layer"),
-        ({"network": NETWORK, "layer": "classifier"}, "network and layer"),
+        ({"features": "pixels", "network": NETWORK}, "network"),
+        ({"features": "pixels", "layer": "classifier"}, "layer"),
+        ({"features": "pixels", "network": NETWORK, "layer": "classifier"}, "network and layer"),
+        ({"features": "gradients", "layer": "classifier"}, "layer"),
+        ({"features": "network", "projection": {"dim": 8}}, "projection"),
     ],
 )
-def test_pixels_refuse_what_they_would_ignore(options: dict[str, object], ignored: str) -> None:
+def test_options_that_would_be_ignored_are_refused(options: dict[str, object], ignored: str) -> None:
     with pytest.raises(RecipeErrors) as caught:
-        make_recipe(
-            {"data": {"name": "digits"}, "steps": [{"kcenter": {"ipc": 2, "features": "pixels", **options}}]}
-        )
+        make_recipe({"data": {"name": "digits"}, "steps": [{"kcenter": {"ipc": 2, **options}}]})
     (problem,) = caught.value.problems
-    assert problem.what == f"{ignored} would be ignored: pixels come from no network"
-    assert problem.fix == f"remove {ignored}, or set features: network"
+    assert problem.what == f"{ignored} would be ignored: features: {options['features']} is not made from it"
+    assert problem.fix == f"remove {ignored}, or set features to what uses it"
+
+
+def test_gradients_are_those_of_the_cache_centred(
+    make_context: Callable[..., Context], source: Source
+) -> None:
+    samples = np.array([5, 0, 11])
+    chosen = config(features="gradients", projection={"dim": 8})
+    context = make_context()
+    found = FeatureSpace(context, source, chosen).take(samples)
+    network = train_teacher(context, source, chosen.network, name="again")
+    rows = context.cache.gradients(source.train, network, Gradients(chosen.projection)).take(samples)
+    torch.testing.assert_close(found, rows - rows.mean(dim=0))
+    assert found.shape == (3, 8)
+    assert found.abs().max() > 0
 
 
 def test_the_merged_options_of_pixels_are_read_back() -> None:
