@@ -33,9 +33,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     seen: list[tuple[str, int]] = []
     over = forward.Forward.over
 
-    def noting(self: forward.Forward, split: Split, span: range) -> Any:
+    def noting(self: forward.Forward, split: Split, span: range, **options: Any) -> Any:
         seen.append((split.fingerprint, len(span)))
-        return over(self, split, span)
+        return over(self, split, span, **options)
 
     monkeypatch.setattr(forward.Forward, "over", noting)
     return seen

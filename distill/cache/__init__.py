@@ -21,7 +21,6 @@ from distill.cache.passes import Limits, Pass, Wanted
 from distill.cache.projections import Projection
 from distill.cache.quantities import (
     AreaUnderMargin,
-    Derived,
     ErrorNorms,
     Features,
     Forgetting,
@@ -33,7 +32,9 @@ from distill.cache.quantities import (
     Margins,
     Quantity,
     Recorded,
+    Scored,
     Statistics,
+    Stored,
     parts_of,
 )
 from distill.cache.rows import (
@@ -92,7 +93,7 @@ class Answers(Mapping[Quantity, Any]):
     @overload
     def __getitem__(self, quantity: LastLayerGradients) -> GradientRows: ...
     @overload
-    def __getitem__(self, quantity: Quantity) -> Rows: ...
+    def __getitem__(self, quantity: Stored | Scored | Recorded) -> Rows: ...
     def __getitem__(self, quantity: Quantity) -> Any:
         return self._found[quantity]
 
@@ -170,7 +171,7 @@ class Cache:
         return self.request(split, network, [LastLayerGradients()])[LastLayerGradients()]
 
     def scores(
-        self, split: Split, networks: Sequence[Network], quantity: Derived | GradientNorms | Recorded
+        self, split: Split, networks: Sequence[Network], quantity: Scored | GradientNorms | Recorded
     ) -> Rows:
         """The mean over networks of a score, such as EL2N: (N, 1)."""
         return MeanRows(
@@ -255,7 +256,7 @@ class Cache:
 
 def _stored(quantity: Quantity) -> tuple[Wanted, ...]:
     """What must be on disk to answer."""
-    if isinstance(quantity, Loss | Margins | ErrorNorms):
+    if isinstance(quantity, Scored):
         return (Logits(),)
     if isinstance(quantity, LastLayerGradients):
         return (Features(), Logits())
@@ -271,7 +272,7 @@ def _answer(
         features, logits = stored[Features()], stored[Logits()]
         assert isinstance(features, Rows) and isinstance(logits, Rows)
         return GradientRows(features, logits, split.labels)
-    if isinstance(quantity, Loss | Margins | ErrorNorms):
+    if isinstance(quantity, Scored):
         logits = stored[Logits()]
         assert isinstance(logits, Rows)
         return ComputedRows(_FROM_LOGITS[type(quantity)], [logits], split.labels, width=1)

@@ -7,7 +7,7 @@ are does not depend on what else is asked for beside it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,10 @@ class Part:
 
     values: Tensor
     bad: Tensor
+
+
+def _nothing() -> None:
+    """Nobody waits for the last block."""
 
 
 class Forward:
@@ -90,10 +94,18 @@ class Forward:
             else None
         )
 
-    def over(self, split: Split, span: range) -> dict[Stored | Statistics, Part]:
-        """Every quantity over the samples `span`. Nothing here waits for a GPU."""
+    def over(
+        self, split: Split, span: range, *, before_last: Callable[[], None] = _nothing
+    ) -> dict[Stored | Statistics, Part]:
+        """Every quantity over the samples `span`. Nothing here waits for a GPU.
+
+        `before_last` is called before the last block is computed.
+        """
         parts: dict[Stored | Statistics, list[Part]] = {quantity: [] for quantity in self.quantities}
-        for images, labels in self._blocks(split, span):
+        blocks = -(-len(span) // FORWARD_ROWS)
+        for number, (images, labels) in enumerate(self._blocks(split, span), start=1):
+            if number == blocks:
+                before_last()
             for quantity, part in self._block(images, labels).items():
                 parts[quantity].append(part)
         return {quantity: self._joined(quantity, found) for quantity, found in parts.items()}

@@ -1,15 +1,16 @@
 """The pass over a split that brings everything missing to disk at once.
 
 What is asked for is looked up shard by shard; ranges of which anything is missing go forward once, and each quantity
-that a range lacks is written. A range is written while the next one is computed: a kill loses the shard being written
-and what was begun of the next.
+that a range lacks is written. A range is written while the next one is computed, and is on the disk before that is
+finished: a kill loses at most one finished range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from distill.cache.forward import Forward, Part
 from distill.cache.networks import Network
-from distill.cache.quantities import Statistics, Stored
+from distill.cache.quantities import Features, Statistics, Stored
 from distill.cache.shards import Shard, ShardFolder, count_bad, shard_ranges
 from distill.cache.tiers import Tiers, map_file
 from distill.contracts import Progress, Split
@@ -121,9 +122,9 @@ class Pass:
                 lacking = tuple(quantity for quantity in self.folders if self._lacks(quantity, span))
                 if lacking not in passes:
                     passes[lacking] = self._forward(lacking)
-                parts = passes[lacking].over(self.split, span)
+                parts = passes[lacking].over(self.split, span, before_last=writer.wait)
                 self.images_forwarded += len(span)
-                writer.do(lambda span=span, parts=parts: self._store(span, parts))  # type: ignore[misc]
+                writer.do(partial(self._store, span, parts))
                 task.advance(len(span))
 
     def _forward(self, quantities: tuple[Wanted, ...]) -> Forward:
@@ -141,8 +142,10 @@ class Pass:
         for quantity, part in parts.items():
             self._refuse(quantity, self._bad(quantity) + bad[quantity], span, part.bad)
         for quantity, part in parts.items():
-            store = self._store_sums if isinstance(quantity, Statistics) else self._store_rows
-            store(quantity, span, part, bad[quantity])  # type: ignore[operator]
+            if isinstance(quantity, Statistics):
+                self._store_sums(quantity, span, part, bad[quantity])
+            else:
+                self._store_rows(quantity, span, part, bad[quantity])
 
     def _store_rows(self, quantity: Stored, span: range, part: Part, bad: int) -> None:
         values = torch.where(part.bad[:, None], 0.0, part.values) if bad else part.values
@@ -206,7 +209,7 @@ def _latest_sums(folder: ShardFolder) -> Sums:
 
 
 def _describe(quantity: Wanted) -> str:
-    layer = f" of layer {quantity.layer}" if quantity.kind == "features" else ""
+    layer = f" of layer {quantity.layer}" if isinstance(quantity, Features) else ""
     return quantity.kind.replace("_", " ") + layer
 
 
@@ -215,12 +218,13 @@ class _Writer:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
-        self._pending: Future | None = None
+        self._pending: Future[None] | None = None
 
     def __enter__(self) -> _Writer:
         return self
 
-    def do(self, work) -> None:  # type: ignore[no-untyped-def]
+    def do(self, work: Callable[[], None]) -> None:
+        """Begin `work` once the work before is done."""
         self.wait()
         self._pending = self._thread.submit(work)
 

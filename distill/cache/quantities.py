@@ -122,7 +122,8 @@ class AreaUnderMargin:
 
 
 Stored = Features | Logits | Gradients | GradientNorms
-Derived = Loss | Margins | ErrorNorms | LastLayerGradients
+Scored = Loss | Margins | ErrorNorms
+Derived = Scored | LastLayerGradients
 Recorded = Forgetting | AreaUnderMargin
 Quantity = Stored | Derived | Recorded | Statistics
 

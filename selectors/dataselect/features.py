@@ -18,7 +18,6 @@ from distill.contracts import Context, DistilledSet, Estimate, Selection, Source
 from distill.errors import InputError
 from distill.selection import BudgetConfig, Selector, select_by_class
 
-
 # What each space is made from.
 _USED = {"network": ("network", "layer"), "gradients": ("network", "projection"), "pixels": ()}
 

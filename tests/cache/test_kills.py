@@ -34,8 +34,8 @@ WORKER = textwrap.dedent(
         module.SHARD_ROWS = 64
     over = forward.Forward.over
 
-    def noting(self, split, span):
-        parts = over(self, split, span)
+    def noting(self, split, span, **options):
+        parts = over(self, split, span, **options)
         with open(sys.argv[2], "a") as log:
             log.write(f"{span.start}\\n")
         return parts

@@ -153,10 +153,10 @@ def test_an_interrupted_pass_goes_on_where_it_was(
 
     over = forward.Forward.over
 
-    def stops(self: forward.Forward, split: Split, span: range) -> Any:
+    def stops(self: forward.Forward, split: Split, span: range, **options: Any) -> Any:
         if span.start == 32:
             raise KeyboardInterrupt
-        return over(self, split, span)
+        return over(self, split, span, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(forward.Forward, "over", stops)
