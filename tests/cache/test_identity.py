@@ -12,13 +12,29 @@ import numpy as np
 import pytest
 import torch
 
-from distill.cache import Cache, Features, Logits, Network, Rows, default_folder
+from distill import cache as cache_module
+from distill.cache import (
+    Cache,
+    Features,
+    GradientNorms,
+    Gradients,
+    Limits,
+    Logits,
+    Network,
+    Projection,
+    Rows,
+    Statistics,
+    default_folder,
+)
 from distill.cache import identity as identity_module
 from distill.cache.identity import cache_key
+from distill.cache.quantities import Stored
 from distill.cache.rows import StoredRows
 from distill.contracts import Split
+from distill.models import digest
 
 BOTH = (Features(), Logits())
+CPU = torch.device("cpu")
 MakeCache = Callable[..., Cache]
 MakeNetwork = Callable[..., Network]
 
@@ -143,3 +159,52 @@ def test_the_folder(environment: dict[str, Any], expected: str, monkeypatch: pyt
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert default_folder() == Path(expected)
+
+
+QUANTITIES: list[Stored | Statistics] = [
+    *(Features(), Features("body.0"), Logits()),
+    *(Gradients(Projection(kind=kind)) for kind in ("sparse", "fft", "kronecker")),
+    *(Gradients(Projection(dim=8)), Gradients(Projection(seed=1)), Gradients(Projection(nonzeros=2))),
+    *(Gradients(layers=("body.*",)), Gradients(of="margin")),
+    *(GradientNorms(), GradientNorms(layers=("body.*",)), GradientNorms(of="margin")),
+    *(Statistics(), Statistics(of="convolution"), Statistics(layers=("body.1",)), Statistics(per_class=True)),
+]
+
+
+def test_every_option_of_a_quantity_is_a_part(make_cache: MakeCache, split: Split, network: Network) -> None:
+    cache = make_cache()
+    folders = {cache._folder(quantity, split, network).folder for quantity in QUANTITIES}
+    # The default projection is one of the three kinds.
+    assert len(folders) == len(set(QUANTITIES)) == len(QUANTITIES)
+
+
+@pytest.mark.parametrize("quantity", [Features(), Gradients(), GradientNorms(), Statistics()], ids=str)
+def test_what_the_run_decides_is_a_part(
+    quantity: Stored | Statistics,
+    make_cache: MakeCache,
+    split: Split,
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = make_cache()
+    folders = {cache._folder(quantity, split, network).folder}
+    cache.device = torch.device("meta")  # another kind of device rounds otherwise
+    folders.add(cache._folder(quantity, split, network).folder)
+    cache.device = torch.device("cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "SHARD_ROWS", 8)
+        folders.add(cache._folder(quantity, split, network).folder)
+    assert len(folders) == 3
+    blocks = make_cache(limits=Limits(work_bytes=1 << 20))._folder(quantity, split, network).folder
+    assert (blocks in folders) == (not isinstance(quantity, Gradients | GradientNorms))
+    borne = make_cache(limits=Limits(non_finite=0.5), host_bytes=0)._folder(quantity, split, network).folder
+    assert borne in folders
+
+
+def test_what_cannot_be_seen_in_a_network_is_a_part(make_network: MakeNetwork) -> None:
+    """Modules of two definitions may print alike and hold the same numbers, and yet compute something else."""
+    network = make_network()
+    other = network.model.model_copy(update={"depth": 2})  # what null means for these images
+    assert digest(replace(network, model=other).module(CPU)) == digest(network.module(CPU))
+    assert replace(network, model=other).identity != network.identity
+    assert replace(network, state=dict(network.state)).identity == network.identity
