@@ -74,7 +74,7 @@ class CostedLedger(Ledger):
 
     Args:
         path: of the ledger; the cost lies beside it. None keeps nothing.
-        identity: of the set.
+        identity: of the set and of the test data.
         costs: whose running stage is the evaluation.
     """
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from distill.contracts import Context, DistilledSet, Method, Progress, Selection
 from distill.costs import CostedLedger, Costs
 from distill.data import open_source
 from distill.dry_run import dry_run as plan_text
-from distill.environment import code_revision, machine, versions
+from distill.environment import code_revision, device_name, machine, versions
 from distill.errors import DamagedDataError, InputError
 from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
@@ -30,7 +31,7 @@ from distill.recipe import Recipe, as_dict, load_recipe, make_recipe, merged_yam
 from distill.registry import lookup, methods
 from distill.report.tables import render
 from distill.report.write import write_report
-from distill.run_folder import RunFolder, without_paths
+from distill.run_folder import RunFolder, State, without_paths
 from distill.selection import materialise
 from distill.step_checks import check_places, check_steps, step_named
 from distill.store.reader import read_set
@@ -96,7 +97,7 @@ def run(
             if folder.previous.exists():
                 progress.note(f"earlier results are kept in {folder.previous} until this run is finished")
             with workshop(loaded, torch_device, progress) as shop:
-                evaluation = _run(loaded, folder, shop)
+                evaluation = _run(loaded, folder, shop, state=state)
         folder.finish()
     return RunResult(folder, evaluation, render(evaluation))
 
@@ -189,17 +190,38 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
         yield Workshop(recipe, engine, cache, Costs(engine), progress)
 
 
-def _run(recipe: Recipe, folder: RunFolder, shop: Workshop) -> Evaluation:
+def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> Evaluation:
     steps = make_steps(recipe)
     check_places(steps)
     with shop.costs.stage("data"):
         source = open_source(recipe.data, seed=recipe.seed, progress=shop.progress)  # type: ignore[arg-type]
     check_steps(steps, source.without_test())
+    origin = _origin(source, shop)
+    if state == "interrupted":
+        folder.refuse_other_origin(origin)
+    else:
+        folder.keep_origin(origin)
     result = _run_steps(steps, source.without_test(), folder, shop)
     distilled = _finish_set(result, source, recipe)
     write_set(distilled, folder.set)
     shop.progress.note(f"wrote {folder.set}", images=len(distilled))
     return _evaluate(distilled, source, folder.set, shop, ledger=folder.ledger, out=folder)
+
+
+def _origin(source: Source, shop: Workshop) -> dict[str, Any]:
+    """Everything besides the recipe that decides a run's results."""
+    return {
+        "data": {
+            "train": source.train.fingerprint,
+            "valid": source.valid.fingerprint,
+            "test": source.test.fingerprint,
+            "classes": sha256("\0".join(source.classes).encode()).hexdigest(),
+        },
+        "device": device_name(shop.device),
+        "dtype": str(shop.engine.dtype),
+        "versions": versions(),
+        "code": code_revision(),
+    }
 
 
 def make_steps(recipe: Recipe) -> list[Method]:
@@ -382,7 +404,12 @@ def _evaluate(
             protocol,
             engine=shop.engine,
             progress=shop.progress,
-            ledger=CostedLedger(ledger, identity=summary["content_sha256"], costs=shop.costs),
+            # An accuracy belongs to a set and to the images that it was measured on.
+            ledger=CostedLedger(
+                ledger,
+                identity=f"{summary['content_sha256']} on {source.test.fingerprint}",
+                costs=shop.costs,
+            ),
         )
     sizes = summary["bytes"]
     evaluation = Evaluation(

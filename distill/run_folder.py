@@ -4,12 +4,14 @@ DIR/set.h5, report.json, report.html, recipe.yaml, log.jsonl   what a user reads
 DIR/.resume/                                                   what an interrupted run needs; gone once it is done
 DIR/previous/                                                  the results that --fresh is replacing; gone likewise
 
-The same recipe in the same folder goes on where it was interrupted; where it is finished there is nothing to do.
+The same recipe in the same folder goes on where it was interrupted, with the same data, installation and device; where
+it is finished there is nothing to do.
 Another recipe is refused, with the differences, unless the folder is started afresh.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,7 +35,7 @@ except ImportError:  # Windows has no advisory locks of this kind; two runs in o
 
 
 State = Literal["new", "interrupted", "finished"]
-_SHOWN = 8  # differences between two recipes
+_SHOWN = 8  # differences between two recipes, or between two origins
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,32 @@ class RunFolder:
     def step_cost(self, number: int) -> StageCost:
         """What the interrupted run paid for a step that it finished."""
         return load_cost(self.resume / f"step-{number}.json")
+
+    @property
+    def origin(self) -> Path:
+        """What the run began with: data, installation and device."""
+        return self.resume / "origin.json"
+
+    def keep_origin(self, origin: Mapping[str, Any]) -> None:
+        """Remember what a run begins with: JSON-able, `data` and what else decides its results."""
+        write_bytes_atomically(self.origin, json.dumps(origin).encode())
+
+    def refuse_other_origin(self, origin: Mapping[str, Any]) -> None:
+        """Raise InputError where the interrupted run began with other data, or elsewhere: parts would not fit."""
+        try:
+            began = json.loads(self.origin.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            began = None
+        if began == origin:
+            return
+        if not isinstance(began, Mapping):
+            what = "nothing tells which data the interrupted run began with"
+        elif began.get("data") != origin["data"]:
+            what = "the data changed since the interruption"
+        else:
+            what = "the interrupted run began with another installation or device"
+        found = _listed(differences(began, origin)) if isinstance(began, Mapping) else None
+        raise InputError(what, where=str(self.root), found=found, fix="start anew with --fresh")
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -152,7 +180,9 @@ class RunFolder:
 
     def _was_interrupted(self) -> bool:
         """Whether there is anything of a run to go on with; one that failed before its first result left nothing."""
-        return self.resume.is_dir() and any(path.is_file() for path in self.resume.rglob("*"))
+        return self.resume.is_dir() and any(
+            path.is_file() for path in self.resume.rglob("*") if path != self.origin
+        )
 
     def _holds_work(self) -> bool:
         """Whether another run would destroy something."""
@@ -169,11 +199,10 @@ class RunFolder:
         changes = (
             differences(earlier, wanted) if isinstance(earlier, Mapping) else ["recipe.yaml is unreadable"]
         )
-        more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
         raise InputError(
             "the folder holds the run of another recipe",
             where=str(self.root),
-            found="".join(f"\n    {line}" for line in [*changes[:_SHOWN], *more]),
+            found=_listed(changes),
             fix="name another folder with --out, or replace the run with --fresh",
         )
 
@@ -213,6 +242,12 @@ class RunFolder:
                     path.unlink()
         finally:
             os.close(handle)
+
+
+def _listed(changes: list[str]) -> str:
+    """Lines of their own below `found:`, not too many."""
+    more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
+    return "".join(f"\n    {line}" for line in [*changes[:_SHOWN], *more])
 
 
 def _lock(handle: int, root: Path) -> None:

@@ -49,7 +49,7 @@ class Ledger:
 
     Args:
         path: of the file; None keeps nothing.
-        identity: of the set; lines of another set are ignored.
+        identity: of the set and of the test data; lines of others are ignored.
     """
 
     def __init__(self, path: Path | None, *, identity: str) -> None:
