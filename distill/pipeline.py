@@ -26,12 +26,13 @@ from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import Evaluation, SetBytes, from_report
 from distill.files import disk_errors
+from distill.portable import refuse_absent_files, without_paths
 from distill.progress import open_progress
 from distill.recipe import Recipe, as_dict, load_recipe, make_recipe, merged_yaml
 from distill.registry import lookup, methods
 from distill.report.tables import render
 from distill.report.write import write_report
-from distill.run_folder import RunFolder, State, without_paths
+from distill.run_folder import RunFolder, State
 from distill.selection import materialise
 from distill.step_checks import check_places, check_steps, step_named
 from distill.store.reader import read_set
@@ -138,8 +139,11 @@ def resolve(
     if seed is not None:
         overrides = [*overrides, f"seed={seed}"]
     if isinstance(recipe, Mapping):
-        return make_recipe(recipe, overrides), "recipe"
-    return load_recipe(str(recipe), overrides).recipe, Path(recipe).stem
+        loaded, name = make_recipe(recipe, overrides), "recipe"
+    else:
+        loaded, name = load_recipe(str(recipe), overrides).recipe, Path(recipe).stem
+    refuse_absent_files(loaded)
+    return loaded, name
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -282,7 +286,7 @@ def _as_set(result: DistilledSet | Selection, source: Source, recipe: Recipe) ->
 def _finish_set(result: DistilledSet | Selection, source: Source, recipe: Recipe) -> DistilledSet:
     """The set with its provenance: nothing of one machine or moment, so that the same seed gives the same bytes."""
     provenance = {
-        "recipe": without_paths(as_dict(recipe)),
+        "recipe": without_paths(recipe),
         "seed": recipe.seed,
         "source": {
             "name": source.name,
@@ -372,7 +376,7 @@ def _recipe_of(
     chosen += [] if students is None else [f"evaluate.students=[{', '.join(students)}]"]
     if beside.exists():
         own = load_recipe(str(beside)).recipe
-        if without_paths(as_dict(own)) == embedded:
+        if without_paths(own) == embedded:
             return load_recipe(str(beside), chosen).recipe
     return make_recipe(embedded, chosen, source=str(path))
 

@@ -27,6 +27,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from distill.byte_sizes import ByteSize
 from distill.errors import InputError, RecipeErrors
+from distill.machine_paths import MachinePath
 from distill.recipe_overrides import Draft, apply_overrides
 from distill.recipe_problems import Problem, Written, explain, key_path, refuse, unknown_key
 from distill.registry import DATA, MODELS, lookup, methods, nearest
@@ -173,7 +174,7 @@ class CacheConfig(Strict):
             within it become rows of zeros, with a warning.
     """
 
-    folder: Annotated[str, Field(min_length=1)] | None = None
+    folder: Annotated[str, Field(min_length=1), MachinePath()] | None = None
     device_bytes: ByteSize | None = None
     host_bytes: ByteSize | None = None
     work_bytes: Annotated[ByteSize, Field(ge=1 << 20)] = 1 << 30

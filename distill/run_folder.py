@@ -261,21 +261,3 @@ def _lock(handle: int, root: Path) -> None:
             where=str(root),
             fix="wait for it, or name another folder with --out",
         ) from error
-
-
-def without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe without anything that belongs to one machine: files, folders and the cache.
-
-    This is what goes into a set, whose bytes must not depend on where its data lay.
-    """
-    kept = {key: value for key, value in recipe.items() if key != "cache"}
-    kept["data"] = {key: value for key, value in recipe["data"].items() if not _is_path(key, value)}
-    return kept
-
-
-def _is_path(key: str, value: Any) -> bool:
-    if key not in ("folder", "file", "train", "test", "valid", "train_labels", "test_labels"):
-        return False
-    return isinstance(value, str) or (
-        isinstance(value, list) and all(isinstance(part, str) for part in value)
-    )

@@ -14,6 +14,7 @@ from distill.data.build import Found, PixelRows
 from distill.data.rows import MAX_CLASSES, check_labels, share_per_class
 from distill.data.stored import has_array, open_array
 from distill.errors import InputError
+from distill.machine_paths import MachinePath
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -31,7 +32,7 @@ class ArraysConfig(DataConfig):
     """
 
     name: Literal["arrays"] = "arrays"
-    path: str
+    path: Annotated[str, MachinePath()]
     x_train: Name = "x_train"
     y_train: Name = "y_train"
     x_test: Name = "x_test"

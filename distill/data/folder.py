@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from distill.data.build import EncodedRows, Found
 from distill.data.decode import Item, PixelFormat, image_shape
 from distill.data.rows import share_per_class
 from distill.errors import InputError
+from distill.machine_paths import MachinePath
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -38,7 +39,7 @@ class FolderConfig(DataConfig):
     """
 
     name: Literal["folder"] = "folder"
-    folder: str
+    folder: Annotated[str, MachinePath()]
     test: Fraction | None = None
 
 
@@ -70,10 +71,10 @@ class Folder(Data):
     def find(self, progress: Progress) -> Found:
         train, test, notes = self._trees()
         classes = tuple(train.files)
-        for tree in (train, test):
+        for tree, split in ((train, "training"), (test, "test")):
             if tree is not None:
                 _check_classes(tree, classes)
-                notes += _ignored(tree)
+                notes += _ignored(tree, split)
         return Found(
             train=_rows(train, classes),
             test=_rows(test, classes) if test is not None else self._share,
@@ -114,8 +115,8 @@ class Folder(Data):
 
 def _which_test(root: Path, test: Path) -> list[str]:
     if test.name == "val":
-        return [f"{test} is the test split: there is no folder {root / 'test'}"]
-    return [f"{root / 'val'} is not used"] if (root / "val").is_dir() else []
+        return ["the folder val is the test split: there is no folder test"]
+    return ["the folder val is not used"] if (root / "val").is_dir() else []
 
 
 def _tree(root: Path) -> _Tree:
@@ -173,8 +174,9 @@ def _check_classes(tree: _Tree, classes: tuple[str, ...]) -> None:
         )
 
 
-def _ignored(tree: _Tree) -> list[str]:
-    return [f"{tree.others} files without an image suffix ignored in {tree.root}"] if tree.others else []
+def _ignored(tree: _Tree, split: str) -> list[str]:
+    told = f"{tree.others} files without an image suffix ignored among the {split} images"
+    return [told] if tree.others else []
 
 
 def _labels(tree: _Tree, classes: tuple[str, ...]) -> Tensor:

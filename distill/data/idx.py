@@ -21,11 +21,12 @@ from distill.data.base import Data, DataConfig, Plan, existing
 from distill.data.build import Found, PixelRows
 from distill.data.files import damage_named, opened, refuse_disproportion
 from distill.errors import DamagedDataError, InputError
+from distill.machine_paths import MachinePath
 
 _UBYTE = 0x08
 _STANDARD = {"train": "train", "test": "t10k"}
 
-FilePair = Annotated[list[str], Field(min_length=2, max_length=2)]
+FilePair = Annotated[list[Annotated[str, MachinePath()]], Field(min_length=2, max_length=2)]
 
 
 class IdxConfig(DataConfig):
@@ -39,7 +40,7 @@ class IdxConfig(DataConfig):
     """
 
     name: Literal["idx"] = "idx"
-    folder: str | None = None
+    folder: Annotated[str, MachinePath()] | None = None
     train: FilePair | None = None
     test: FilePair | None = None
     class_names: Annotated[list[str], Field(min_length=1)] | None = None

@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from distill.contracts import Progress
 from distill.data.base import Data, DataConfig, Plan
 from distill.data.build import Found, PixelRows
 from distill.errors import InputError
+from distill.machine_paths import MachinePath
 
 
 class TorchvisionConfig(DataConfig):
@@ -31,7 +32,7 @@ class TorchvisionConfig(DataConfig):
         download: fetch what is missing.
     """
 
-    folder: str | None = None
+    folder: Annotated[str, MachinePath()] | None = None
     download: bool = True
 
     @property

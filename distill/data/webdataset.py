@@ -25,13 +25,14 @@ from distill.data.build import EncodedRows, Found
 from distill.data.decode import Item, PixelFormat, image_shape
 from distill.data.shards import Sample, read_samples
 from distill.errors import InputError
+from distill.machine_paths import MachinePath
 from distill.progress import NullProgress
 
 # Shards up to this size together are counted for a dry run; reading takes about a second per 50 MB.
 _COUNTED_BYTES = 200_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
-Paths = Annotated[list[str], Field(min_length=1)]
+Paths = Annotated[list[Annotated[str, MachinePath()]], Field(min_length=1)]
 
 
 class WebDatasetConfig(DataConfig):
@@ -45,7 +46,7 @@ class WebDatasetConfig(DataConfig):
     """
 
     name: Literal["webdataset"] = "webdataset"
-    folder: str | None = None
+    folder: Annotated[str, MachinePath()] | None = None
     train: Paths | None = None
     test: Paths | Fraction | None = None
     class_names: Annotated[list[str], Field(min_length=1)] | None = None

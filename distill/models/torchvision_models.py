@@ -10,13 +10,14 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from distill.errors import DamagedDataError, InputError, missing_extra
+from distill.machine_paths import MachinePath
 from distill.models.base import Classifier, ModelConfig
 from distill.registry import nearest
 
@@ -30,11 +31,11 @@ class TorchvisionConfig(ModelConfig):
     """Options of `torchvision/NAME`.
 
     `weights` is a safetensors file or a state dict (loaded with weights_only), checked against `sha256` where given.
-    Without it, weights are random.
+    Without either, weights are random; `sha256` alone, as a set's recipe has it, waits for the file's name.
     """
 
     name: Annotated[str, Field(pattern=f"^{PREFIX}.+")]
-    weights: Annotated[str, Field(min_length=1)] | None = None
+    weights: Annotated[str, Field(min_length=1), MachinePath(sha256="sha256")] | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
     @field_validator("name")
@@ -47,12 +48,6 @@ class TorchvisionConfig(ModelConfig):
             raise ValueError(f"torchvision has no classifier {name.removeprefix(PREFIX)!r}; {hint}")
         return name
 
-    @model_validator(mode="after")
-    def _sha256_of_something(self) -> Self:
-        if self.sha256 is not None and self.weights is None:
-            raise ValueError("sha256 is given, but no weights")
-        return self
-
     def build(self, image_shape: tuple[int, int, int], classes: int) -> Classifier:
         if image_shape[0] != 3:
             raise InputError(
@@ -60,6 +55,12 @@ class TorchvisionConfig(ModelConfig):
                 found=f"{image_shape[0]} channel{'s' if image_shape[0] != 1 else ''}",
                 allowed="3 channels",
                 fix="set data.channels to rgb",
+            )
+        if self.weights is None and self.sha256 is not None:
+            raise InputError(
+                f"the weights of {self.name} are known by their sha256 alone",
+                found=self.sha256,
+                fix="name the file of this sha256 in weights, in the model's options",
             )
         state = None if self.weights is None else load_state(Path(self.weights), sha256=self.sha256)
         module = _make(self.name.removeprefix(PREFIX), weighted=state is not None)

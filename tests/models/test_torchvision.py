@@ -118,6 +118,10 @@ def test_a_folder_instead_of_a_file(tmp_path) -> None:
     refused(InputError, "cannot read the weights file", "directory", weights=str(tmp_path))
 
 
+def test_sha256_without_a_file_is_not_built_from_random_weights() -> None:
+    refused(InputError, "known by their sha256 alone", "0" * 64, "weights", sha256="0" * 64)
+
+
 def test_wrong_sha256(weights) -> None:
     refused(
         DamagedDataError, "another sha256", sha256(weights), "0" * 64, weights=str(weights), sha256="0" * 64
