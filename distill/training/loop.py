@@ -176,13 +176,16 @@ def make_optimizer(parameters: list[Tensor], config: TrainConfig) -> torch.optim
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """The learning rate at `epoch` (fractional): linear warm-up, then constant, cosine to 0, or a tenth half-way."""
+    """The learning rate at `epoch` (fractional): linear warm-up, then constant, cosine to 0, or a tenth half-way.
+
+    Half-way is half of the steps, not the end of an epoch: it exists in a training of one epoch too.
+    """
     if epoch < config.warmup_epochs:
         return config.lr * (epoch + 1e-3) / config.warmup_epochs
     if config.schedule == "cosine":
         done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
         return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    if config.schedule == "step" and epoch >= config.epochs // 2 + 1:
+    if config.schedule == "step" and epoch >= config.epochs / 2:
         return config.lr * 0.1
     return config.lr
 

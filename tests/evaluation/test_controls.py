@@ -16,6 +16,7 @@ from distill.evaluation.controls import Arm, build_arms
 from distill.labels.codecs import decode, encode
 from distill.selection import class_counts
 from distill.training.config import TrainConfig
+from distill.training.loop import learning_rate
 
 
 def arms(distilled: DistilledSet, source: Source, **options: Any) -> dict[tuple[str, str], Arm]:
@@ -131,6 +132,19 @@ def test_full_takes_the_optimiser_steps_of_the_set(hard_set: DistilledSet, sourc
     assert found["full", "hard"].config.epochs == 10
     assert {steps(arm) for arm in found.values()} == {60}
     assert found["full", "hard"].images == 24
+
+
+@pytest.mark.parametrize(("batch_size", "epochs"), [(4, 30), (4, 1), (2, 8), (24, 9)])
+def test_every_arm_takes_the_later_half_of_its_steps_at_the_low_learning_rate(
+    hard_set: DistilledSet, source: Source, batch_size: int, epochs: int
+) -> None:
+    """Whether the arm has few epochs of many steps or many of one."""
+    train = TrainConfig(batch_size=batch_size, epochs=epochs, lr=1.0)
+    assert train.schedule == "step"
+    for arm in arms(replace(hard_set, train=train), source).values():
+        rates = [learning_rate(arm.config, k * arm.config.epochs / steps(arm)) for k in range(steps(arm))]
+        half = -(-steps(arm) // 2)
+        assert rates == pytest.approx([1.0] * half + [0.1] * (steps(arm) - half)), arm.name
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_the_gradient_does_not_shrink_with_temperature() -> None:
     ("settings", "points"),
     [
         ({"schedule": "constant"}, {0: 1.0, 5: 1.0, 9.9: 1.0}),
-        ({"schedule": "step"}, {0: 1.0, 5: 1.0, 5.99: 1.0, 6: 0.1, 9.9: 0.1}),
+        ({"schedule": "step"}, {0: 1.0, 4.99: 1.0, 5: 0.1, 9.9: 0.1}),
         ({"schedule": "cosine"}, {0: 1.0, 2.5: (1 + 0.5**0.5) / 2, 5: 0.5, 10: 0.0}),
         ({"schedule": "cosine", "warmup_epochs": 2.0}, {0: 0.0005, 1: 0.5005, 2: 1.0, 6: 0.5, 10: 0.0}),
         ({"schedule": "constant", "warmup_epochs": 4.0}, {1: 0.25025, 4: 1.0}),
@@ -106,3 +106,13 @@ def test_optimizers_take_their_settings() -> None:
     adamw = make_optimizer([weight], TrainConfig(optimizer="adamw", momentum=0.8))
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["betas"] == (0.8, 0.999)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 7, 180])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 300])
+def test_half_of_the_steps_are_decayed_however_they_are_spread(epochs: int, steps_per_epoch: int) -> None:
+    """The arms of an evaluation share a schedule, not a number of epochs."""
+    config = TrainConfig(lr=1.0, epochs=epochs, schedule="step")
+    steps = epochs * steps_per_epoch
+    decayed = sum(learning_rate(config, step / steps_per_epoch) < 1 for step in range(steps))
+    assert decayed == steps // 2
