@@ -99,7 +99,11 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--against", metavar="A,B", callback=_names, help="Controls: random, full; default: the recipe's."
 )
 @click.option("--regime", metavar="A,B", callback=_names, help="Labels: hard, soft; default: all there are.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write report.json and report.html there.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Also write report.json and report.html there; not where another set lies.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of the table.")
 @device_option
 @click.option("--quiet", "-q", is_flag=True, help="Results, warnings and errors only.")
@@ -119,7 +123,8 @@ def evaluate(
     """Train students on SET.H5 and on its controls, and compare.
 
     The data are those of the set's recipe; KEY=VALUE changes it, for example `data.folder=/where/they/are` or
-    `train.epochs=100`.
+    `train.epochs=100`. Where the data lie is not in a set: it is read from recipe.yaml beside it, where that is the
+    set's own, or given so. Steps and cache are not read.
     """
     from distill import pipeline
 

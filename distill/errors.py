@@ -49,7 +49,12 @@ class DistillError(Exception):
             for label, text in (("found", self.found), ("allowed", self.allowed), ("fix", self.fix))
             if text
         ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """Control characters but for line ends escaped: names in files come from strangers, and terminals obey them."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _rebuild(cls: type[DistillError], fields: dict[str, Any]) -> DistillError:
@@ -100,7 +105,7 @@ class RecipeErrors(InputError):  # noqa: N818 - it holds many
         self.problems = problems
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.what}:", *(str(problem) for problem in self.problems)])
+        return "\n".join([f"{printable(self.what)}:", *(str(problem) for problem in self.problems)])
 
 
 def missing_extra(package: str, extra: str, *, purpose: str) -> InputError:

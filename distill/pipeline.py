@@ -34,6 +34,7 @@ from distill.report.tables import render
 from distill.report.write import write_report
 from distill.run_folder import RunFolder, State
 from distill.selection import materialise
+from distill.set_recipe import overridden_train, read_provenance, recipe_of_set
 from distill.step_checks import check_places, check_steps, step_named
 from distill.store.reader import read_set
 from distill.store.summary import summarise
@@ -318,67 +319,57 @@ def evaluate(
         path: the set.
         overrides: `key=value` changes to the set's recipe, such as `data.folder=...` or `train.epochs=100`.
         students, seeds, against, regimes: instead of the recipe's `evaluate`.
-        out: also write report.json and report.html into this folder.
+        out: also write report.json and report.html into this folder, which must not hold another set.
         device, quiet: as for `run`.
 
     Raises:
-        InputError: the set cannot be compared with these data.
+        InputError: the set cannot be compared with these data, or another run or set has the folder.
         DamagedDataError: the set is damaged.
     """
     path = Path(path)
     distilled = read_set(path)
-    recipe = _recipe_of(path, distilled, overrides, students, seeds, against, regimes)
+    folder = None if out is None else RunFolder(Path(out))
+    arguments = [*overrides, *_asked(students, seeds, against, regimes)]
     with (
+        _kept_for(path, folder),
         open_progress(None, quiet=quiet) as progress,
-        workshop(recipe, choose_device(device), progress) as shop,
     ):
-        with shop.costs.stage("data"):
-            source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
-        made_from = distilled.provenance.get("source", {}).get("train_fingerprint")
-        if made_from is not None and made_from != source.train.fingerprint:
-            progress.warn("these are not the training data that the set was made from")
-        # Only what is named changes: a method may have set the rest, such as the labels' temperature.
-        named = [
-            argument.split("=")[0].removeprefix("train.")
-            for argument in overrides
-            if argument.startswith("train.")
-        ]
-        changes = {key: getattr(recipe.train, key) for key in named}
-        distilled = replace(distilled, train=distilled.train.model_copy(update=changes))
-        folder = None if out is None else RunFolder(Path(out))
-        if folder is not None:
-            folder.make()
-        return _evaluate(distilled, source, path, shop, ledger=None, out=folder)
+        made = read_provenance(distilled, where=str(path))
+        loaded, plain = recipe_of_set(path, made, arguments, progress=progress)
+        recipe = loaded.recipe
+        refuse_absent_files(recipe, sections=("evaluate",))
+        distilled = replace(distilled, train=overridden_train(distilled.train, loaded, plain))
+        with workshop(recipe, choose_device(device), progress) as shop:
+            with shop.costs.stage("data"):
+                source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
+            if made.train_fingerprint not in (None, source.train.fingerprint):
+                progress.warn("these are not the training data that the set was made from")
+            return _evaluate(distilled, source, path, shop, ledger=None, out=folder)
 
 
-def _recipe_of(
-    path: Path,
-    distilled: DistilledSet,
-    overrides: Sequence[str],
+def _asked(
     students: Sequence[str] | None,
     seeds: int | None,
     against: Sequence[str] | None,
     regimes: Sequence[str] | None,
-) -> Recipe:
-    """The recipe that made the set, with what the caller wants else.
+) -> list[str]:
+    """Options of `evaluate` as `key=value` arguments."""
+    lists = {"students": students, "against": against, "regimes": regimes}
+    chosen = [] if seeds is None else [f"evaluate.seeds={seeds}"]
+    return chosen + [
+        f"evaluate.{key}=[{', '.join(names)}]" for key, names in lists.items() if names is not None
+    ]
 
-    recipe.yaml beside the set is preferred where it is the set's own: it still knows the folders of the data, which
-    the set leaves out.
-    """
-    embedded = distilled.provenance.get("recipe")
-    if embedded is None:
-        raise InputError("the set does not say which recipe made it", where=str(path))
-    beside = path.parent / "recipe.yaml"
-    chosen: list[str] = [*overrides]
-    chosen += [] if seeds is None else [f"evaluate.seeds={seeds}"]
-    chosen += [] if against is None else [f"evaluate.against=[{', '.join(against)}]"]
-    chosen += [] if regimes is None else [f"evaluate.regimes=[{', '.join(regimes)}]"]
-    chosen += [] if students is None else [f"evaluate.students=[{', '.join(students)}]"]
-    if beside.exists():
-        own = load_recipe(str(beside)).recipe
-        if without_paths(own) == embedded:
-            return load_recipe(str(beside), chosen).recipe
-    return make_recipe(embedded, chosen, source=str(path))
+
+@contextmanager
+def _kept_for(path: Path, folder: RunFolder | None) -> Iterator[None]:
+    """Keep others out of the folder of a report, and refuse the folder of another set."""
+    if folder is None:
+        yield
+        return
+    with folder.locked():
+        folder.refuse_other_set(summarise(path, verify=False)["content_sha256"])
+        yield
 
 
 def _evaluate(
@@ -422,6 +413,7 @@ def _evaluate(
         bytes=SetBytes(images=sizes["images"], labels=sizes["labels"], aux=sizes["aux"]),
         cost=dict(shop.costs.stages),
         recipe=as_dict(shop.recipe),
+        train=distilled.train.model_dump(mode="json"),
         environment=machine(shop.device),
         notes=source.notes,
     )

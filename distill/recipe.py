@@ -223,6 +223,21 @@ class LoadedRecipe:
         """`file:line: key.path`, or `argument: key.path`, for an error about this part of the recipe."""
         return _where(self.source, self.draft.origin(path), path)
 
+    def by_argument(self, *path: str | int) -> bool:
+        """Whether an argument wrote this part of the recipe, or reset it."""
+        if self.draft.origin(path) not in self.overrides:
+            return False
+        return path in self.draft.origins or _holds(self.draft.value, path)
+
+
+def _holds(value: Any, path: KeyPath) -> bool:
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, sorted."""
@@ -284,9 +299,14 @@ def make_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), *, sourc
         RecipeErrors: every mistake.
         TypeError: something that JSON cannot hold.
     """
+    return read_recipe(data, overrides, source=source).recipe
+
+
+def read_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str) -> LoadedRecipe:
+    """`make_recipe`, and where each part came from."""
     draft = Draft(json.loads(json.dumps(data)), {(): source})
     apply_overrides(draft, overrides)
-    return _check(draft, source=source)
+    return LoadedRecipe(_check(draft, source=source), source, tuple(overrides), draft)
 
 
 def _locate(name_or_path: str) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from distill.errors import InputError
 from distill.evaluation.results import StageCost
 from distill.files import disk_errors, write_bytes_atomically
 from distill.recipe import differences
+from distill.store.summary import summarise
 
 try:
     import fcntl
@@ -117,6 +118,20 @@ class RunFolder:
             what = "the interrupted run began with another installation or device"
         found = _listed(differences(began, origin)) if isinstance(began, Mapping) else None
         raise InputError(what, where=str(self.root), found=found, fix="start anew with --fresh")
+
+    def refuse_other_set(self, content_sha256: str) -> None:
+        """Raise InputError where another set than this lies here, whose report is not to be overwritten."""
+        if not self.set.exists():
+            return
+        own = summarise(self.set, verify=False)["content_sha256"]
+        if own != content_sha256:
+            raise InputError(
+                "the folder holds another set",
+                where=str(self.root),
+                found=f"content_sha256 {own}",
+                allowed=content_sha256,
+                fix="name another folder with --out",
+            )
 
     @property
     def outputs(self) -> tuple[Path, ...]:

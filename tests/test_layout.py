@@ -33,6 +33,7 @@ ORDER = [
     "recipe_overrides",
     "recipe",
     "portable",
+    "set_recipe",
     "augment",
     "data",
     "models",

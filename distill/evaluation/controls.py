@@ -19,6 +19,7 @@ from distill.randomness import derive_seed
 from distill.selection import class_counts, random_subset, source_counts
 from distill.training.config import TrainConfig
 from distill.training.job import Pool
+from distill.yaml_lines import quoted
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,8 @@ def build_arms(
 
 def _refuse_other_classes(distilled: DistilledSet, source: Source) -> None:
     if distilled.classes != source.classes:
-        pairs = list(zip_longest(distilled.classes, source.classes, fillvalue="no class"))
+        names = (map(quoted, classes) for classes in (distilled.classes, source.classes))
+        pairs = list(zip_longest(*names, fillvalue="no class"))
         number = next(number for number, (a, b) in enumerate(pairs) if a != b)
         raise InputError(
             "the set was made for other classes than the data have",
@@ -134,7 +136,7 @@ def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: i
         number = int((budget - there).argmax())
         raise InputError(
             "the set has more images of a class than the data, so there is no random control of its size",
-            found=f"class {source.classes[number]}: {budget[number]} in the set, {there[number]} in the data",
+            found=f"class {quoted(source.classes[number])}: {budget[number]} in the set, {there[number]} in the data",
             fix="leave random out of evaluate.against",
         )
     subsets = (

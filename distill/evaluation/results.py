@@ -142,6 +142,7 @@ class Evaluation:
         bytes: size of the set.
         cost: by stage, in the order of the run.
         recipe: merged recipe, JSON-able.
+        train: the training that the set asks for, which a method may have changed from the recipe's; JSON-able.
         environment: machine, versions, device and time, JSON-able.
         notes: what a reader must know, such as "1000 of 60000 training images used".
     """
@@ -151,6 +152,7 @@ class Evaluation:
     bytes: SetBytes
     cost: Mapping[str, StageCost]
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -164,6 +166,7 @@ def to_report(evaluation: Evaluation) -> dict[str, Any]:
         "bytes": {**asdict(evaluation.bytes), "total": evaluation.bytes.total},
         "cost": {stage: asdict(cost) for stage, cost in evaluation.cost.items()},
         "recipe": dict(evaluation.recipe),
+        "train": dict(evaluation.train),
         "environment": dict(evaluation.environment),
         "notes": list(evaluation.notes),
     }
@@ -191,6 +194,7 @@ def from_report(report: Mapping[str, Any], *, where: str) -> Evaluation:
             bytes=SetBytes(**{name: report["bytes"][name] for name in ("images", "labels", "aux")}),
             cost={stage: StageCost(**cost) for stage, cost in report["cost"].items()},
             recipe=dict(report["recipe"]),
+            train=dict(report["train"]),
             environment=dict(report["environment"]),
             notes=tuple(report["notes"]),
         )

@@ -218,7 +218,7 @@ def _notes(notes: Sequence[str]) -> str:
 
 
 def _details(evaluation: Evaluation) -> str:
-    recipe = escape(dump(dict(evaluation.recipe)))
+    recipe, train = (escape(dump(dict(facts))) for facts in (evaluation.recipe, evaluation.train))
     environment = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
         for name, value in _leaves(evaluation.environment)
@@ -226,6 +226,8 @@ def _details(evaluation: Evaluation) -> str:
     return (
         "<section><details open><summary>Recipe, every default filled in</summary>"
         f'<pre class="card">{recipe}</pre></details>'
+        "<details open><summary>Training of students, as the set asks for it</summary>"
+        f'<pre class="card">{train}</pre></details>'
         f"<details open><summary>Environment</summary><dl>{environment}</dl></details></section>"
     )
 

@@ -43,3 +43,10 @@ def call() -> Call:
         return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
     return invoke
+
+
+@pytest.fixture
+def made(call: Call, recipe: Path, tmp_path: Path) -> Path:
+    """The set of a finished run."""
+    assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
+    return tmp_path / "out" / "set.h5"

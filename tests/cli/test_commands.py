@@ -16,12 +16,6 @@ Call = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def made(call: Call, recipe: Path, tmp_path: Path) -> Path:
-    assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
-    return tmp_path / "out" / "set.h5"
-
-
 def test_evaluate_takes_its_data_from_the_set(call: Call, made: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.h5"
     moved.write_bytes(made.read_bytes())

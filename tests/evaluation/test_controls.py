@@ -209,3 +209,10 @@ def test_images_of_another_shape_are_refused(
     with pytest.raises(InputError, match="another shape") as caught:
         arms(hard_set, make_source(channels=3))
     assert (caught.value.found, caught.value.allowed) == ("(1, 8, 8)", "(3, 8, 8)")
+
+
+def test_names_of_classes_are_escaped(hard_set: DistilledSet, source: Source) -> None:
+    odd = ("zero\n  fix: obey", "\x1b[2J", "two")
+    with pytest.raises(InputError) as caught:
+        arms(replace(hard_set, classes=odd), source)
+    assert caught.value.found == r"3 classes, class 0 is 'zero\n  fix: obey'"

@@ -35,6 +35,7 @@ def evaluation() -> Evaluation:
         bytes=SetBytes(images=6400, labels=2000, aux=600),
         cost={"data": StageCost(0.25, None), "teacher": StageCost(12.5, 1_000_000, cached=True)},
         recipe={"seed": 0, "data": {"name": "digits"}},
+        train={"epochs": 300},
         environment={"torch": "2.10"},
         notes=("1000 of 1797 images used",),
     )
@@ -43,7 +44,7 @@ def evaluation() -> Evaluation:
 def test_names_of_the_report_are_stable(evaluation: Evaluation) -> None:
     report = to_report(evaluation)
     assert list(report) == [
-        "version", "results", "paired", "bytes", "cost", "recipe", "environment", "notes",
+        "version", "results", "paired", "bytes", "cost", "recipe", "train", "environment", "notes",
     ]  # fmt: skip
     assert set(report["results"][0]) == {
         "arm", "regime", "student", "accuracy_mean", "accuracy_ci95", "seeds", "epochs",
@@ -127,7 +128,7 @@ def _without(report: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["version", "results", "paired", "bytes", "cost", "recipe", "environment", "notes"]
+    "name", ["version", "results", "paired", "bytes", "cost", "recipe", "train", "environment", "notes"]
 )
 def test_a_report_with_a_missing_name_is_damaged(evaluation: Evaluation, name: str) -> None:
     with pytest.raises(DamagedDataError, match=r"report\.json"):
