@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.cache.identity import cache_key
-from distill.cache.trajectories import Layout, Trajectories, TrajectoryFolder
+from distill.cache.trajectories import FORMAT, Layout, Trajectories, TrajectoryFolder
 from distill.contracts import Context, Preprocessing, Source
 from distill.locks import Lock
 from distill.models import ModelSpec, describe, digest, model_config
@@ -40,6 +40,15 @@ class ExpertConfig(Strict):
     experts: Annotated[int, Field(ge=1)] = 100
     every: Annotated[int, Field(ge=1)] = 1
 
+    @model_validator(mode="after")
+    def _more_than_the_first(self) -> Self:
+        if self.every > self.train.epochs:
+            raise ValueError(
+                f"every is {self.every}, but training ends after {self.train.epochs} epochs: "
+                f"give at most {self.train.epochs}, or nothing but initial weights is kept"
+            )
+        return self
+
 
 def record_trajectories(ctx: Context, source: Source, config: ExpertConfig) -> Trajectories:
     """Trajectories of `config.experts` experts; those that the cache lacks are trained, several at once.
@@ -68,8 +77,9 @@ def record_trajectories(ctx: Context, source: Source, config: ExpertConfig) -> T
             ctx.progress.note("another run trains these experts; waiting for it")
             lock.take(wait=True)
         try:
-            missing = _missing(folder, config)
-            _train(ctx, first, folder, config, missing)
+            # While it waited, another run may have trained them.
+            if missing := _missing(folder, config):
+                _train(ctx, first, folder, config, missing)
         finally:
             lock.release()
     if len(missing) < config.experts:
@@ -122,6 +132,7 @@ def _identity(
 ) -> dict[str, Any]:
     """Everything that decides an expert's row; how many there are does not."""
     return {
+        "format": FORMAT,
         "data": source.train.fingerprint,
         "classes": len(source.classes),
         "model": config.model.model_dump(mode="json"),

@@ -34,7 +34,7 @@ from distill.files import disk_errors, remove_stale_partials, sync, write_bytes_
 
 FORMAT = 1
 HEADER, WEIGHTS = "header.json", "weights.npy"
-_MARK = re.compile(r"expert-(\d{5})\.([0-9a-f]{64})")
+_MARK = re.compile(r"expert-(\d{5,})\.([0-9a-f]{64})")
 _CHECKED = ".checked"
 
 

@@ -11,6 +11,7 @@ import queue
 import shutil
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from distill.training.memory import keep_freed_memory, memory_errors, reset_peak
 from distill.training.workers import load_pool, read_frame, write_frame
 
 _CPU = torch.device("cpu")
+_GRACE_SECONDS = 0.5
 
 
 def main() -> None:
@@ -63,6 +65,8 @@ def _answer(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes])
     except DistillError as error:
         return ("error", error)
     except Exception as error:
+        # Where the parent was killed, another worker has removed what this one was reading, and `_listen` ends it now.
+        time.sleep(_GRACE_SECONDS)
         traceback.print_exc()
         return ("error", DistillError(f"training {message['job'].label} failed: {error!r}"))
 

@@ -6,9 +6,11 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from distill.cache import Cache
 from distill.cache import experts as experts_module
@@ -26,6 +29,7 @@ from distill.cache.trajectories import Layout, Trajectories, TrajectoryFolder, d
 from distill.contracts import Context, Source, Split
 from distill.costs import Costs
 from distill.errors import InputError
+from distill.locks import Lock
 from distill.models import build
 from distill.progress import NullProgress
 from distill.training.config import TrainConfig
@@ -233,9 +237,50 @@ def test_a_network_with_running_statistics_is_refused(record: Record) -> None:
     assert "norm: instance" in str(caught.value)
 
 
+def test_checkpoints_further_apart_than_the_training_is_long_are_refused() -> None:
+    assert config(every=3).every == 3
+    with pytest.raises(ValidationError, match="every is 4, but training ends after 3 epochs"):
+        config(every=4)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs advisory locks")
+@pytest.mark.parametrize("trained_meanwhile", [False, True])
+def test_a_run_waits_for_another_that_trains_the_same(
+    trained_meanwhile: bool,
+    record: Record,
+    trained: list[Job],
+    told: Any,
+    tmp_path: Path,
+) -> None:
+    found = record(config())
+    folder, expected = found.path.parent, whole(found)
+    shutil.move(folder, tmp_path / "kept")
+    folder.mkdir()
+    other = Lock(folder / ".lock", shared=False)
+    assert other.take()
+
+    def end_other() -> None:
+        until = time.monotonic() + 60
+        while not told.notes and time.monotonic() < until:
+            time.sleep(0.01)
+        if trained_meanwhile:
+            for path in (tmp_path / "kept").glob("[!.]*"):
+                shutil.copy(path, folder)
+        other.release()
+
+    trained.clear()
+    thread = threading.Thread(target=end_other)
+    thread.start()
+    again = record(config())
+    thread.join()
+    assert told.notes == ["another run trains these experts; waiting for it"]
+    assert np.array_equal(whole(again), expected)
+    assert len(trained) == (0 if trained_meanwhile else 2)
+
+
 WORKER = textwrap.dedent(
     """
-    # Run as: worker CACHE WAY. Records trajectories of eight experts.
+    # Run as: worker CACHE WAY. Records trajectories of twelve experts.
     import sys
     from pathlib import Path
     import torch
@@ -253,7 +298,7 @@ WORKER = textwrap.dedent(
     empty = Split(images[:0], split.labels[:0], "empty")
     source = Source("random", tuple("abcdefghij"), split, empty, (0.5,), (0.25,))
     asked = ExpertConfig.model_validate(
-        {"model": {"name": "convnet", "width": 16}, "train": {"epochs": 8, "batch_size": 64}, "experts": 8}
+        {"model": {"name": "convnet", "width": 16}, "train": {"epochs": 6, "batch_size": 64}, "experts": 12}
     )
     device = torch.device("cpu")
     with Engine(device, precision="float32", progress=NullProgress(), way=sys.argv[2]) as engine:
@@ -266,37 +311,49 @@ WORKER = textwrap.dedent(
 
 def start(cache: Path, way: Way) -> subprocess.Popen[bytes]:
     code = f"import sys; sys.path[:] = {sys.path!r}; exec({WORKER!r})"
-    return subprocess.Popen([sys.executable, "-c", code, cache, way])
+    return subprocess.Popen([sys.executable, "-c", code, cache, way], stderr=subprocess.PIPE)
+
+
+def end(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+    """Exit code, and what was said until the last worker had ended."""
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 @pytest.mark.parametrize("way", ["serial", "workers"])
 def test_kills_lose_no_finished_expert(way: Way, tmp_path: Path) -> None:
-    begun = time.monotonic()
-    assert start(tmp_path / "plain", way).wait(timeout=300) == 0
-    seconds = time.monotonic() - begun
+    """Killed while the first expert trains, and then five times soon after an expert was finished."""
+    plain, killed = tmp_path / "plain", tmp_path / "killed"
+    assert end(start(plain, way)) == (0, b"")
     draws, finished = random.Random(0), set[str]()
+
+    def progress() -> set[str]:
+        return {path.name for pattern in ("weights.npy", "expert-*") for path in killed.rglob(pattern)}
+
     for _ in range(6):
-        process = start(tmp_path / "killed", way)
-        time.sleep(draws.uniform(0.3, 0.7) * seconds)
+        process = start(killed, way)
+        while progress() == finished and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(draws.uniform(0, 0.1))
         process.kill()
-        process.wait(timeout=60)
-        now = {path.name for path in (tmp_path / "killed").rglob("expert-*")}
-        assert finished <= now
-        finished = now
-    assert finished, "no kill came late enough to leave anything"
-    assert start(tmp_path / "killed", way).wait(timeout=300) == 0
-    (plain,), (killed,) = (list((tmp_path / name).rglob("weights.npy")) for name in ("plain", "killed"))
-    assert plain.read_bytes() == killed.read_bytes()
-    assert damaged_experts(killed.parent) == []
+        assert end(process) == (-signal.SIGKILL, b"")
+        assert finished < progress()
+        finished = progress()
+    assert 1 < len(finished) < 1 + 12, "killed between the first expert and the last"
+    assert end(start(killed, way)) == (0, b"")
+    (one,), (other,) = plain.rglob("weights.npy"), killed.rglob("weights.npy")
+    assert one.read_bytes() == other.read_bytes()
+    assert len(progress()) == 1 + 12
+    assert damaged_experts(other.parent) == []
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs advisory locks")
 def test_two_processes_train_each_expert_once(tmp_path: Path) -> None:
     processes = [start(tmp_path / "cache", "serial") for _ in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert [end(process) for process in processes] == [(0, b""), (0, b"")]
     (path,) = (tmp_path / "cache").rglob("weights.npy")
     assert damaged_experts(path.parent) == []
-    assert len(list(path.parent.glob("expert-*"))) == 8
+    assert len(list(path.parent.glob("expert-*"))) == 12
