@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill.cache import Cache
+from distill.cache import Cache, Network
 from distill.cache.teachers import TeacherConfig, train_teacher, train_teachers
 from distill.contracts import Context, Source, Split
 from distill.models import build, model_config
@@ -203,6 +203,66 @@ def test_several_are_trained_at_once_and_only_the_missing_ones(
     assert len(spy.jobs) == 3
     assert len({job.seed for job in spy.jobs}) == 3
     assert spy.jobs[1].pool is spy.jobs[2].pool, "a stack is made of jobs that share their pools"
+
+
+def test_a_killed_run_keeps_what_was_finished(
+    make_context: MakeContext, source: Source, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Spy.train
+
+    def killed(self: Spy, jobs: Sequence[Job], *, title: str, on_done: Callable[[int, Trained], None]) -> Any:
+        train(self, [jobs[2]], title=title, on_done=lambda _, trained: on_done(2, trained))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spy, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_teachers(make_context(), source, config(), count=4, name="teacher")
+    last = spy.jobs.pop()
+    networks = train_teachers(make_context(), source, config(), count=4, name="teacher")
+    assert len(spy.jobs) == 3
+    assert last.seed not in {job.seed for job in spy.jobs}
+    assert len({network.identity["weights"] for network in networks}) == 4
+
+
+def test_how_samples_fared_and_earlier_weights_are_kept_with_the_network(
+    make_context: MakeContext, source: Source, spy: Spy
+) -> None:
+    def teachers(ctx: Context) -> list[Network]:
+        return train_teachers(ctx, source, config(), count=2, name="teacher", checkpoints=(2, 0))
+
+    with Engine(CPU, precision="float32", progress=NullProgress()) as engine:
+        first = teachers(make_context(engine=engine))
+    again = teachers(make_context())
+    assert not spy.jobs
+    for one, other in zip(first, again, strict=True):
+        assert one.dynamics is not None and other.dynamics is not None
+        assert len(one.dynamics.margin) == len(source.train)
+        for name in ("forgetting", "learned", "margin"):
+            assert torch.equal(getattr(one.dynamics, name), getattr(other.dynamics, name))
+            assert getattr(one.dynamics, name).dtype == getattr(other.dynamics, name).dtype
+        initial, last = other.checkpoints()
+        assert [each.identity for each in one.checkpoints()] == [initial.identity, last.identity]
+        assert initial.identity != last.identity == other.identity
+        assert initial.dynamics is None and not initial.kept
+    margins = [each.dynamics.margin for each in first if each.dynamics is not None]
+    assert not torch.equal(*margins)
+
+
+def test_mixed_samples_are_not_followed(make_context: MakeContext, source: Source) -> None:
+    asked = config(train={"epochs": 2, "batch_size": 16, "mix": "cutmix"})
+    with Engine(CPU, precision="float32", progress=NullProgress()) as engine:
+        assert train_teacher(make_context(engine=engine), source, asked, name="teacher").dynamics is None
+    assert train_teacher(make_context(), source, asked, name="teacher").dynamics is None
+
+
+def test_a_network_is_known_by_its_configuration_too(make_network: Callable[..., Network]) -> None:
+    """Modules that look alike, with the same weights, may still compute otherwise."""
+    network = make_network({"name": "convnet", "width": 4, "depth": 2})
+    alike = replace(network, model=model_config({"name": "convnet", "width": 4}))
+    assert str(alike.module(CPU)) == str(network.module(CPU))
+    assert alike.identity["weights"] == network.identity["weights"]
+    assert alike.identity != network.identity
 
 
 def test_what_does_not_decide_the_weights(
