@@ -19,27 +19,44 @@ from distill.preprocessing import Transform
 from distill.randomness import counter_permutation, derive_seed
 from distill.training.config import TrainConfig
 from distill.training.job import Job, Pool
+from distill.training.memory import memory_errors
+from distill.training.rows import places, used_rows
 
 # Views are drawn for several epochs at once until this many: small sets would spend their time drawing few.
 _VIEWS_AT_ONCE = 4096
-_WHITENED_AT_ONCE = 4096  # images
+_MOVED_AT_ONCE = 1024  # images
+
+_FIX_MEMORY = "use fewer images (data.cap) or smaller ones (data.resize), or a device with more memory"
 
 
 class DeviceImages:
     """A pool's images on the device, ready to be gathered.
 
-    Images are kept as stored, (N, H, W, Ch): a gathered batch is then channels_last without a copy. Whitened images
+    Images are kept as stored, (n, H, W, Ch): a gathered batch is then channels_last without a copy. Whitened images
     (ZCA) cannot be had from pixels cheaply and are kept as float32.
+
+    Args:
+        pool: where they are.
+        device: where they are wanted.
+        chosen: int64 (n,), the samples wanted; all if None.
+
+    Raises:
+        MemoryExhaustedError: they do not fit.
     """
 
-    def __init__(self, pool: Pool, device: torch.device) -> None:
+    def __init__(self, pool: Pool, device: torch.device, *, chosen: Tensor | None = None) -> None:
         self.shape = pool.image_shape
         self.device = device
         self.preprocessing = pool.preprocessing
         self.whitened = pool.preprocessing.zca is not None
-        images = pool.images if not self.whitened else _whiten(pool)
-        self.images = images.permute(0, 2, 3, 1).to(device).contiguous()
-        self.scale, self.offset = _affine(pool.preprocessing, images.dtype, device)
+        count = len(pool) if chosen is None else len(chosen)
+        size = " x ".join(map(str, self.shape))
+        with memory_errors(f"putting {count} images of {size} on the device ({device})", fix=_FIX_MEMORY):
+            self.images = _to_device(pool, chosen, device)
+        self.scale, self.offset = _affine(pool.preprocessing, pool.images.dtype, device)
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Normalised float32 (B, Ch, H, W), channels_last, of the samples `rows` (int64 (B,))."""
@@ -63,14 +80,30 @@ def _affine(preprocessing: Preprocessing, dtype: torch.dtype, device: torch.devi
     return (1 / (full * std)).float().to(device), (-mean / std).float().to(device)
 
 
-def _whiten(pool: Pool) -> Tensor:
-    """float32 (N, Ch, H, W): normalised, then ZCA, in blocks."""
-    transform = Transform(pool.preprocessing)
-    out = torch.empty(pool.images.shape, dtype=torch.float32)
-    for start in range(0, len(pool), _WHITENED_AT_ONCE):
-        rows = slice(start, start + _WHITENED_AT_ONCE)
-        out[rows] = transform(pool.images[rows])
+def _to_device(pool: Pool, chosen: Tensor | None, device: torch.device) -> Tensor:
+    """(n, H, W, Ch): as stored, or float32 whitened; in blocks, so that there is never a second copy of all."""
+    whiten = Transform(pool.preprocessing) if pool.preprocessing.zca is not None else None
+    stored = pool.images.permute(0, 2, 3, 1)
+    if whiten is None and chosen is None and stored.is_contiguous():
+        return stored.to(device)
+    count = len(pool) if chosen is None else len(chosen)
+    dtype = stored.dtype if whiten is None else torch.float32
+    out = torch.empty((count, *stored.shape[1:]), dtype=dtype, device=device)
+    for start in range(0, count, _MOVED_AT_ONCE):
+        rows = slice(start, start + _MOVED_AT_ONCE)
+        images = pool.images[rows if chosen is None else chosen[rows]]
+        out[rows] = (images if whiten is None else _whitened(images, whiten)).permute(0, 2, 3, 1)
     return out
+
+
+def _whitened(images: Tensor, whiten: Transform) -> Tensor:
+    """float32 (n, Ch, H, W), n at most `_MOVED_AT_ONCE`.
+
+    Products of matrices of another size are rounded in another way. So they are always of one size: an image looks the
+    same whichever others are moved with it.
+    """
+    padding = images[:1].expand(_MOVED_AT_ONCE - len(images), *images.shape[1:])
+    return whiten(torch.cat([images, padding]))[: len(images)]
 
 
 @dataclass(frozen=True)
@@ -95,12 +128,10 @@ class Batches:
         first = jobs[0]
         self.config, self.samples, self.device = first.config, first.samples, device
         self.count = len(jobs)
-        self.pools = _device_pools(jobs, device)
+        chosen = {pool: used_rows(sharing) for pool, sharing in _by_pool(jobs).items()}
+        self.pools = {pool: _on_device(pool, first, rows, device) for pool, rows in chosen.items()}
         self.pool_of = [job.pool for job in jobs]
-        self.rows = [
-            torch.arange(len(job.pool), device=device) if job.indices is None else job.indices.to(device)
-            for job in jobs
-        ]
+        self.rows = [places(job, chosen[job.pool]).to(device) for job in jobs]
         self.order_seeds = [derive_seed(job.seed, "order") for job in jobs]
         self.view_seeds = torch.tensor([derive_seed(job.seed, "views") for job in jobs], device=device)
         soft = first.pool.targets.is_floating_point()
@@ -197,13 +228,19 @@ class _OnDevice:
     targets: Tensor
 
 
-def _device_pools(jobs: Sequence[Job], device: torch.device) -> dict[Pool, _OnDevice]:
-    """Each distinct pool once, with its targets in the form that the loss takes."""
-    config, classes = jobs[0].config, jobs[0].classes
-    return {
-        pool: _OnDevice(DeviceImages(pool, device), _loss_targets(pool.targets, config, classes).to(device))
-        for pool in dict.fromkeys(job.pool for job in jobs)
-    }
+def _by_pool(jobs: Sequence[Job]) -> dict[Pool, list[Job]]:
+    """Each distinct pool with the jobs that share it."""
+    found: dict[Pool, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.pool, []).append(job)
+    return found
+
+
+def _on_device(pool: Pool, job: Job, chosen: Tensor | None, device: torch.device) -> _OnDevice:
+    """The pool's chosen samples, with their targets in the form that the loss of `job` takes."""
+    targets = pool.targets if chosen is None else pool.targets[chosen]
+    images = DeviceImages(pool, device, chosen=chosen)
+    return _OnDevice(images, _loss_targets(targets, job.config, job.classes).to(device))
 
 
 def _loss_targets(targets: Tensor, config: TrainConfig, classes: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.augment import apply_views, draw_views
 from distill.contracts import Preprocessing
+from distill.errors import MemoryExhaustedError
 from distill.randomness import counter_permutation, derive_seed
 from distill.training import batches as batches_module
 from distill.training.batches import Batch, Batches, DeviceImages
@@ -193,3 +194,57 @@ def test_blocks_cover_the_pool_in_order(digits: Pool) -> None:
 def test_a_pool_shared_by_jobs_is_on_the_device_once(make_job: MakeJob, digits: Pool) -> None:
     jobs = [make_job(seed=seed) for seed in range(3)]
     assert list(Batches(jobs, CPU).pools) == [digits]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_only_the_samples_that_jobs_use_are_on_the_device(
+    soft: bool, make_job: MakeJob, digits: Pool, soft_digits: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And every batch is, bit for bit, what it would be if all were."""
+    pool = soft_digits if soft else digits
+    jobs = [make_job(seed=seed, pool=pool, samples=24, mix="mixup") for seed in range(2)]
+    jobs[1] = replace(jobs[1], indices=torch.tensor([1700, 3, 3, *range(40, 19, -1)]))
+    few = Batches(jobs, CPU)
+    assert len(few.pools[pool].images) == len(few.pools[pool].targets) == 24 + 17 + 1
+    monkeypatch.setattr(batches_module, "used_rows", lambda jobs: None)
+    whole = Batches(jobs, CPU)
+    assert len(whole.pools[pool].images) == len(pool)
+    for epoch in range(2):
+        for a, b in zip(few.epoch(epoch), whole.epoch(epoch), strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.targets, b.targets)
+            assert torch.equal(a.index, b.index)
+
+
+def test_a_whitened_image_does_not_depend_on_those_beside_it() -> None:
+    """Bit for bit; 1024 numbers an image are enough for products to be rounded by their size."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1500, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    zca = torch.randn(1024, 1024, generator=generator).numpy()
+    pre = Preprocessing((0.5,), (0.2,), zca=zca, zca_mean=np.zeros(1024, dtype=np.float32))
+    pool = Pool(images, torch.zeros(1500, dtype=torch.int64), pre)
+    whole = DeviceImages(pool, CPU)
+    for chosen in (torch.tensor([1499]), torch.tensor([3, 1, 1030]), torch.arange(0, 1500, 2)):
+        few = DeviceImages(pool, CPU, chosen=chosen)
+        assert torch.equal(few.gather(torch.arange(len(chosen))), whole.gather(chosen))
+
+
+def test_memory_does_not_grow_with_the_samples_that_nobody_uses(make_job: MakeJob) -> None:
+    """Seventy terabytes of images, of which one is stored, cannot be copied."""
+    image = torch.full((1, 1, 8, 8), 7, dtype=torch.uint8)
+    pool = Pool(
+        image.expand(2**40, 1, 8, 8), torch.zeros(1).long().expand(2**40), Preprocessing((0.0,), (1.0,))
+    )
+    job = replace(make_job(pool=pool, augment="none"), indices=torch.arange(2**40 - 24, 2**40))
+    for batch in all_batches([job]):
+        torch.testing.assert_close(batch.images, torch.full_like(batch.images, 7 / 255))
+
+
+def test_images_that_do_not_fit_are_told_as_such() -> None:
+    """Smaller batches, which other lacks of memory call for, would not help."""
+    image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    pool = Pool(image.expand(2**40, 3, 8, 8), torch.zeros(1).long(), Preprocessing((0.0,) * 3, (1.0,) * 3))
+    with pytest.raises(MemoryExhaustedError, match="1099511627776 images of 3 x 8 x 8") as caught:
+        DeviceImages(pool, CPU)
+    assert "data.cap" in str(caught.value)
+    assert "batch_size" not in str(caught.value)
