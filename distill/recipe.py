@@ -148,7 +148,8 @@ class EvaluateConfig(Strict):
         students: model names, or mappings of a name and options.
         against: controls besides the set; none where the list is empty.
         regimes: labels that students of the set see; null is every one that applies.
-        full_epochs: epochs on the full data; null gives it as many optimiser steps as the other arms.
+        full_epochs: epochs on the full data; null gives it about as many optimiser steps as the other arms, at
+            least one epoch.
     """
 
     seeds: Annotated[int, Field(ge=2)] = 5

@@ -1,7 +1,9 @@
 """The arms of a comparison: what each trains on, in which regime, for how long.
 
-Every arm is given the same optimiser steps and, seed by seed, the same initial weights and counters. A random arm
-draws another subset for each seed, so that its interval holds the luck of the draw.
+Every arm is given, seed by seed, the same initial weights and counters. The set and a random arm take the same
+optimiser steps; the full data, which are the training split without what was cut off for validation, take about as
+many, in whole epochs, and at least one. A random arm draws another subset for each seed, so that its interval holds the
+luck of the draw.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def build_arms(
         source: where controls come from.
         against: controls, of `random` and `full`; they have hard labels.
         regimes: labels that students of the set see; None is every one that the set has.
-        full_epochs: epochs on the full data; None gives it the optimiser steps of the others.
+        full_epochs: epochs on the full data; None gives it about the optimiser steps of the others, at least one
+            epoch.
         seed: the root of the random subsets.
         seeds: how many there are.
 

@@ -32,7 +32,8 @@ class Protocol:
         seeds: networks an arm, regime and student; at least 2, for an interval.
         against: controls, of `random` and `full`.
         regimes: labels seen by students of the set; None is every one that applies.
-        full_epochs: epochs on the full data; None gives it the optimiser steps of the other arms.
+        full_epochs: epochs on the full data; None gives it about the optimiser steps of the other arms, at
+            least one epoch.
         seed: the root seed.
     """
 

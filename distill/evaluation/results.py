@@ -8,7 +8,7 @@ are bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,20 @@ from distill.errors import DamagedDataError
 from distill.evaluation.scores import interval95
 
 VERSION = 1
+_ROUNDING = 1e-9  # of differences between accuracies; far below 1 / test images
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half-width of the 95% interval of a mean; None for one value, and for values that are all alike.
+
+    Equal values have a sample deviation of 0, which tells that the test set is too coarse to show the seeds' spread,
+    and not that there is none: an interval of width 0 would claim certainty.
+    """
+    return None if len(values) == 1 or _alike(values) else interval95(values)[1]
+
+
+def _alike(values: Sequence[float]) -> bool:
+    return max(values) - min(values) < _ROUNDING
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,8 @@ class ArmResult:
 
     @property
     def accuracy_ci95(self) -> float | None:
-        """Half-width of the 95% interval; None with one seed, which has none."""
-        return interval95(self.accuracies)[1] if self.seeds > 1 else None
+        """Half-width of the 95% interval; None where there is none, see `half_width`."""
+        return half_width(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -95,12 +109,17 @@ class PairedDifference:
 
     @property
     def difference_ci95(self) -> float | None:
-        """Half-width of the 95% interval; None with one seed, which has none."""
-        return interval95(self.differences)[1] if len(self.differences) > 1 else None
+        """Half-width of the 95% interval; None where there is none, see `half_width`."""
+        return half_width(self.differences)
+
+    @property
+    def identical(self) -> bool:
+        """Whether there are several differences, and all are alike."""
+        return len(self.differences) > 1 and _alike(self.differences)
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the 95% interval lies on one side of 0; never with one seed."""
+        """Whether the 95% interval lies on one side of 0; never where there is none."""
         return self.difference_ci95 is not None and abs(self.difference_mean) > self.difference_ci95
 
 

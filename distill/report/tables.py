@@ -33,7 +33,7 @@ def accuracy_table(evaluation: Evaluation) -> Table:
     """One row an arm, regime and student."""
     return Table(
         "Test accuracy, mean and 95% interval over seeds",
-        ("arm", "labels", "student", "accuracy", "images", "seeds", "epochs"),
+        ("arm", "labels", "student", "accuracy", "images", "seeds", "epochs", "steps"),
         tuple(
             (
                 r.arm,
@@ -43,10 +43,11 @@ def accuracy_table(evaluation: Evaluation) -> Table:
                 str(r.images),
                 str(r.seeds),
                 str(r.epochs),
+                str(r.steps),
             )
             for r in evaluation.results
         ),
-        right=frozenset({"accuracy", "images", "seeds", "epochs"}),
+        right=frozenset({"accuracy", "images", "seeds", "epochs", "steps"}),
     )
 
 
@@ -88,8 +89,10 @@ def cost_table(evaluation: Evaluation) -> Table:
 
 def interval_in_words(pair: PairedDifference) -> str:
     """Whether the 95% interval of a difference excludes 0."""
-    if pair.difference_ci95 is None:
+    if len(pair.differences) == 1:
         return "none: one seed"
+    if pair.identical:
+        return "none: identical differences"
     return "excludes 0" if pair.excludes_zero else "includes 0"
 
 

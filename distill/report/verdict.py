@@ -10,7 +10,8 @@ def verdict(evaluation: Evaluation, *, classes: int) -> str:
     """What the set reaches, against random real images of the same number and against the full data.
 
     The comparison is the evaluation's first between `set` and `random`: picked by place, not by result.
-    "No measurable difference" is said where the paired interval holds 0.
+    "No measurable difference" is said where the paired interval holds 0. The epochs on the full data are told: they
+    take about the optimiser steps of the set, but at least one epoch.
 
     Args:
         classes: number of classes C.
@@ -28,7 +29,9 @@ def verdict(evaluation: Evaluation, *, classes: int) -> str:
         if control is not None:
             text += f"{_relation(pair)} {_accuracy(control)}"
     full = _arm(evaluation, "full", None, ours.student)
-    return f"{text}; full data {_accuracy(full)}." if full is not None else f"{text}."
+    if full is None:
+        return f"{text}."
+    return f"{text}; full data in {full.epochs} epoch{'' if full.epochs == 1 else 's'} {_accuracy(full)}."
 
 
 def _arm(evaluation: Evaluation, arm: str, regime: str | None, student: str | None) -> ArmResult | None:
@@ -52,8 +55,10 @@ def _amount(images: int, classes: int) -> str:
 
 def _relation(pair: PairedDifference) -> str:
     control = f"as many random real images with {pair.regime_b} labels"
-    if pair.difference_ci95 is None:
+    if len(pair.differences) == 1:
         return f", one seed only, where {control} reach"
+    if pair.identical and pair.difference_mean:
+        return f", identical differences for every seed, where {control} reach"
     if not pair.excludes_zero:
         return f", no measurable difference from {control} at"
     return f" where {control} reach" if pair.difference_mean > 0 else f", worse than {control} at"

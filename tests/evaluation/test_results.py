@@ -100,10 +100,24 @@ def test_one_seed_has_a_mean_and_no_interval() -> None:
         ((-0.10, -0.11, -0.09), True),
         ((0.1, -0.1, 0.05), False),
         ((0.0, 0.0), False),
+        ((0.3, 0.3, 0.3), False),
+        ((0.8 - 0.5, 0.7 - 0.4), False),  # alike but for rounding
     ],
 )
 def test_whether_the_interval_excludes_zero(differences: tuple[float, ...], excludes: bool) -> None:
     assert PairedDifference("a", "b", "hard", "hard", "mlp", differences).excludes_zero is excludes
+
+
+def test_equal_values_give_no_interval() -> None:
+    """Their deviation is estimated as 0, and the interval of width 0 would claim certainty."""
+    same = arm(accuracies=(0.8, 0.7))
+    pair = PairedDifference.between(same, arm("random", accuracies=(0.5, 0.4)))
+    assert pair.differences[0] != pair.differences[1], "equal but for rounding"
+    assert (pair.difference_ci95, pair.identical) == (None, True)
+    assert arm(accuracies=(0.97, 0.97, 0.97)).accuracy_ci95 is None
+    apart = PairedDifference.between(same, arm("random", accuracies=(0.5, 0.4001)))
+    assert not apart.identical and apart.difference_ci95 is not None, "one of 10000 test images"
+    assert not PairedDifference("a", "b", "hard", "hard", "mlp", (0.3,)).identical
 
 
 @pytest.mark.parametrize("accuracies", [(), (0.5, 82.0), (-0.1,), (math.nan, 0.5)])

@@ -9,11 +9,11 @@ from distill.report.tables import WIDTH, render
 
 GOLDEN = """\
 Test accuracy, mean and 95% interval over seeds
-  arm     labels  student     accuracy  images  seeds  epochs
-  -----------------------------------------------------------
-  set     soft    convnet  83.0% ± 2.5     100      3     300
-  random  hard    convnet  72.0% ± 5.0     100      3     300
-  full    hard    convnet  97.0% ± 0.0    1437      3      52
+  arm     labels  student     accuracy  images  seeds  epochs  steps
+  ------------------------------------------------------------------
+  set     soft    convnet  83.0% ± 2.5     100      3     300    300
+  random  hard    convnet  72.0% ± 5.0     100      3     300    300
+  full    hard    convnet        97.0%    1437      3      52    312
 
 Paired differences in percentage points, same seeds
   difference                  student       points  95% interval
@@ -57,6 +57,13 @@ def test_one_seed_shows_no_interval(evaluation: Evaluation) -> None:
     text = render(replace(evaluation, results=(single,), paired=(pair,)))
     assert "±" not in text
     assert "none: one seed" in text
+
+
+def test_identical_differences_claim_no_interval(evaluation: Evaluation) -> None:
+    pair = PairedDifference("set", "random", "hard", "hard", "convnet", (0.1, 0.1, 0.1))
+    text = render(replace(evaluation, paired=(pair,)))
+    assert "+10.0  none: identical differences" in text
+    assert "excludes" not in text
 
 
 def test_parts_without_content_are_left_out(evaluation: Evaluation) -> None:

@@ -17,7 +17,7 @@ def with_random(evaluation: Evaluation, accuracies: tuple[float, ...]) -> Evalua
 def test_better(evaluation: Evaluation) -> None:
     assert verdict(evaluation, classes=10) == (
         "10 images per class with soft labels reach 83.0% ± 2.5 where as many random real images "
-        "with hard labels reach 72.0% ± 5.0; full data 97.0% ± 0.0."
+        "with hard labels reach 72.0% ± 5.0; full data in 52 epochs 97.0%."
     )
 
 
@@ -30,6 +30,22 @@ def test_worse(evaluation: Evaluation) -> None:
 def test_undecided(evaluation: Evaluation) -> None:
     text = verdict(with_random(evaluation, (0.80, 0.83, 0.84)), classes=10)
     assert ", no measurable difference from as many random real images with hard labels at 82.3%" in text
+
+
+def test_one_epoch_of_full_data_is_told(evaluation: Evaluation) -> None:
+    ours, random, full = evaluation.results
+    one = replace(evaluation, results=(ours, random, replace(full, epochs=1)))
+    assert verdict(one, classes=10).endswith("; full data in 1 epoch 97.0%.")
+
+
+def test_identical_differences(evaluation: Evaluation) -> None:
+    text = verdict(with_random(evaluation, (0.72, 0.73, 0.74)), classes=10)
+    assert "± 2.5, identical differences for every seed, where as many random" in text
+
+
+def test_identical_accuracies_are_no_difference(evaluation: Evaluation) -> None:
+    text = verdict(with_random(evaluation, evaluation.results[0].accuracies), classes=10)
+    assert ", no measurable difference from as many random" in text
 
 
 def test_one_seed(evaluation: Evaluation) -> None:
