@@ -13,9 +13,9 @@ since adding one costs a call.
 Without the offsets (adding up runs as they are), coordinates k apart would always share a bucket: for gradients, which
 repeat along the layout of a weight, that is far from random.
 
-Measured on 2 threads of a 2.5 GHz Xeon, (32, 199610) float32 to k = 512, in ms: this 7.7, with m = 1 13.9,
-index_select and a sum 17, index_add_ 10, a sparse CSR product 24, the rotation by a table of indices as on a GPU 16;
-(256, 199610): this 26, index_select 306, index_add_ 170, CSR 313. Reading the values once takes 1.3 and 10 ms.
+Measured by tools/bench/gradients.py on 2 threads of a 2.5 GHz Xeon, (32, 199610) float32 to k = 512, in ms: this 2.8,
+index_add_ 7.8, a sparse CSR product 14, the rotation by a table of indices (as on a GPU) 16, index_select and a sum 23;
+reading the values once takes 1.1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from distill.randomness import counter_bits, counter_integers, counter_permutation, derive_seed
 
 _RUNS = 32  # aim at this many runs,
-_WIDEST = 4096  # but at runs of at most this many coordinates: their sums then stay in a core's own cache
+_WIDEST = 1 << 15  # but at runs of at most this many coordinates: sums of a few samples then stay cached
 
 
 class CountSketch:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill.cache.quantities import Logits
 from distill.cache.teachers import train_teacher
 from distill.contracts import Context, DistilledSet, Selection, Source
 from distill.distillers.soft_label import SoftLabel
@@ -116,7 +117,7 @@ def test_bytes_do_not_depend_on_what_the_cache_holds(
     fresh = written(step.run(make_context(folder=shared), source, None), tmp_path / "fresh.h5")
     warm = make_context(folder=shared)
     teacher = train_teacher(warm, source, step.config.teacher, name="teacher")
-    warm.cache.request(source.train, teacher)
+    warm.cache.request(source.train, teacher, [Logits()])
     warmed = written(step.run(warm, source, None), tmp_path / "warm.h5")
     elsewhere = written(step.run(make_context(), source, None), tmp_path / "elsewhere.h5")
     assert fresh == warmed == elsewhere

@@ -124,7 +124,10 @@ def compare(folder: Path, rows: int) -> float:
     assert total == ours_total
     size = plain.nbytes / 1e9
     rates = size / (middle - start), size / (end - middle)
-    print(f"memmap {rates[0]:6.2f} GB/s   cache {rates[1]:6.2f} GB/s   ratio {rates[1] / rates[0]:.3f}", flush=True)
+    print(
+        f"memmap {rates[0]:6.2f} GB/s   cache {rates[1]:6.2f} GB/s   ratio {rates[1] / rates[0]:.3f}",
+        flush=True,
+    )
     return rates[1] / rates[0]
 
 

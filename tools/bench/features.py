@@ -5,10 +5,11 @@
 Bare: the network's forward pass over images that are normalised and on the device already, 256 at a time. Ours:
 `cache.features` over uint8 images in host memory into an empty folder: normalising, the forward pass, taking the
 features out, checking that they are finite, checksums, and shards synced to the disk. The two alternate within each
-repeat; `ratio` is the median over repeats of bare seconds / our seconds. Images are random: their content costs nothing.
+repeat; `ratio` is the median over repeats of bare seconds / our seconds. Images are random: their content costs
+nothing.
 
-Floors for 4,000 images of 32 x 32 through ResNet-18: 4,000 x 0.56 G multiply-adds, 32 s on two cores at 70 GFLOP/s each;
-12 MB of pixels read and 8 MB of features written.
+Floors for 4,000 images of 32 x 32 through ResNet-18: 4,000 x 0.56 G multiply-adds, 32 s on two cores at 70 GFLOP/s
+each; 12 MB of pixels read and 8 MB of features written.
 """
 
 from __future__ import annotations
@@ -47,11 +48,19 @@ def main() -> None:
         bare = bare_seconds(module, images, device)
         ours = cache_seconds(split, network, device)
         rows.append((bare, ours))
-        print(f"repeat {repeat}: bare {bare:7.2f} s   cache {ours:7.2f} s   ratio {bare / ours:.3f}", flush=True)
+        print(
+            f"repeat {repeat}: bare {bare:7.2f} s   cache {ours:7.2f} s   ratio {bare / ours:.3f}", flush=True
+        )
     ratio = statistics.median(bare / ours for bare, ours in rows)
     best = min(ours for _, ours in rows)
-    print(f"{args.model}, {args.images} images, {device}: {args.images / best:.0f} images/s through the cache")
-    print(json.dumps({"benchmark": "features", "images": args.images, "device": str(device), "ratio": round(ratio, 3)}))
+    print(
+        f"{args.model}, {args.images} images, {device}: {args.images / best:.0f} images/s through the cache"
+    )
+    print(
+        json.dumps(
+            {"benchmark": "features", "images": args.images, "device": str(device), "ratio": round(ratio, 3)}
+        )
+    )
 
 
 def arguments() -> argparse.Namespace:

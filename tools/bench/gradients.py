@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,6 +360,7 @@ def print_ways(parameters: int, args: argparse.Namespace) -> None:
     whole = parameters // args.dim * args.dim
     order = torch.randperm(whole)
     places = torch.stack([buckets, torch.arange(parameters)])
+    warnings.filterwarnings("ignore", "Sparse", UserWarning)  # torch calls its CSR support a beta
     table = torch.sparse_coo_tensor(
         places, signs, (args.dim, parameters), check_invariants=False
     ).to_sparse_csr()
