@@ -12,7 +12,6 @@ Another recipe is refused, with the differences, unless the folder is started af
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,14 +25,9 @@ from distill.costs import load_cost, save_cost
 from distill.errors import InputError
 from distill.evaluation.results import StageCost
 from distill.files import disk_errors, write_bytes_atomically
+from distill.locks import Lock
 from distill.recipe import differences
 from distill.store.summary import summarise
-
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind; two runs in one folder are then not caught
-    fcntl = None  # type: ignore[assignment]
-
 
 State = Literal["new", "interrupted", "finished"]
 _SHOWN = 8  # differences between two recipes, or between two origins
@@ -244,35 +238,23 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second run out of the folder; the lock ends with the process, however it ends."""
-        path = self.root / ".lock"
+        lock = Lock(self.root / ".lock", shared=False)
         self.make()
-        with disk_errors(path):
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        with disk_errors(lock.path):
+            had = lock.take()
+        if not had:
+            raise InputError(
+                "another run is at work in this folder",
+                where=str(self.root),
+                fix="wait for it, or name another folder with --out",
+            )
         try:
-            _lock(handle, self.root)
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
+            yield
         finally:
-            os.close(handle)
+            lock.release(remove=True)
 
 
 def _listed(changes: list[str]) -> str:
     """Lines of their own below `found:`, not too many."""
     more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
     return "".join(f"\n    {line}" for line in [*changes[:_SHOWN], *more])
-
-
-def _lock(handle: int, root: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(
-            "another run is at work in this folder",
-            where=str(root),
-            fix="wait for it, or name another folder with --out",
-        ) from error
