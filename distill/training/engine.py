@@ -59,18 +59,23 @@ class Engine:
         self.way = way
         self._workers: WorkerPool | None = None
         self._worker_peak = 0
+        self._cudnn = torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled,
+            benchmark=False,
+            deterministic=True,
+            allow_tf32=False,  # float32 is then what it says: by default convolutions round their inputs to 10 bits
+        )
         keep_freed_memory()
-        if device.type == "cuda":
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.benchmark = False
 
     def __enter__(self) -> Engine:
+        self._cudnn.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        self._cudnn.__exit__(kind, error, trace)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -195,7 +200,7 @@ def stackable(jobs: Sequence[Job]) -> list[list[int]]:
 
 
 def worker_count() -> int:
-    """Processes that train side by side on a CPU: the cores this process may use, or DISTILL_WORKERS."""
+    """Processes, and so cores, that train side by side: the cores this process may use, or DISTILL_WORKERS."""
     text = os.environ.get("DISTILL_WORKERS")
     if text is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,8 @@ from distill.errors import DistillError
 from distill.training.job import Pool
 from distill.training.loop import train
 from distill.training.memory import keep_freed_memory, memory_errors, reset_peak
-from distill.training.workers import load_pool, read_frame, write_frame
+from distill.training.pool_files import PoolPaths, load_pool
+from distill.training.workers import read_frame, write_frame
 
 _CPU = torch.device("cpu")
 _GRACE_SECONDS = 0.5
@@ -36,7 +37,7 @@ def main() -> None:
     os.dup2(2, 1)  # a stray print must not reach the frames
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
-    pools: dict[str, Pool] = {}
+    pools: dict[PoolPaths, Pool] = {}
     while True:
         _send(results, _answer(jobs.get(), pools, results))
 
@@ -44,7 +45,7 @@ def main() -> None:
 def _listen(stream: IO[bytes], jobs: queue.SimpleQueue[Any]) -> None:
     folders: set[Path] = set()
     while (message := read_frame(stream)) is not None:
-        folders.add(Path(message["files"]["pool"]).parent)
+        folders.add(Path(message["files"]["pool"].images).parent)
         jobs.put(message)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -59,7 +60,7 @@ def _send(results: IO[bytes], message: tuple[Any, ...]) -> None:
     threading.Event().wait()
 
 
-def _answer(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes]) -> tuple[Any, ...]:
+def _answer(message: dict[str, Any], pools: dict[PoolPaths, Pool], results: IO[bytes]) -> tuple[Any, ...]:
     try:
         return ("done", message["number"], _train(message, pools, results))
     except DistillError as error:
@@ -71,7 +72,7 @@ def _answer(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes])
         return ("error", DistillError(f"training {message['job'].label} failed: {error!r}"))
 
 
-def _train(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes]) -> Any:
+def _train(message: dict[str, Any], pools: dict[PoolPaths, Pool], results: IO[bytes]) -> Any:
     reset_peak(_CPU)
     torch.set_num_threads(message["threads"])
     job, files = message["job"], message["files"]
@@ -85,10 +86,10 @@ def _train(message: dict[str, Any], pools: dict[str, Pool], results: IO[bytes]) 
         )[0]
 
 
-def _pool(stem: str | None, pools: dict[str, Pool]) -> Pool | None:
+def _pool(paths: PoolPaths | None, pools: dict[PoolPaths, Pool]) -> Pool | None:
     """The pool of these files; kept, so that jobs that share it also share the object."""
-    if stem is None:
+    if paths is None:
         return None
-    if stem not in pools:
-        pools[stem] = load_pool(stem)
-    return pools[stem]
+    if paths not in pools:
+        pools[paths] = load_pool(paths)
+    return pools[paths]

@@ -22,13 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 
-from distill.contracts import Preprocessing
 from distill.errors import DistillError, MemoryExhaustedError
-from distill.files import disk_errors
 from distill.training.job import Job, Pool, Trained
+from distill.training.pool_files import PoolFiles
 
 _LENGTH = struct.Struct("<Q")
 
@@ -57,15 +55,15 @@ def read_frame(stream: IO[bytes]) -> Any | None:
 class WorkerPool:
     """At most `count` workers, started when first needed.
 
-    Threads of each worker: all cores shared among the workers that have work, so that three jobs on sixteen cores
-    use five threads each.
+    Threads of each worker: `count` shared among the workers that have work, so that three jobs with sixteen use five
+    threads each; `count` is thus also the number of cores that are used.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._workers: list[_Worker] = []
         self._folder = Path(tempfile.mkdtemp(prefix="distill-pools-"))
-        self._files: dict[Pool, str] = {}
+        self._files = PoolFiles(self._folder)
         self._events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
 
     def train(
@@ -107,7 +105,7 @@ class WorkerPool:
     ) -> None:
         job = jobs[number]
         worker.label = job.label
-        files = {"pool": self._file(job.pool), "test": None if job.test is None else self._file(job.test)}
+        files = {name: None if pool is None else self._files.paths(pool) for name, pool in _pools(job)}
         # Weights and samples travel by file; the rest of the job is small.
         bare = replace(job, pool=_absent(job.pool), test=None)
         worker.send({"number": number, "job": bare, "files": files, "dtype": dtype, "threads": threads})
@@ -124,14 +122,6 @@ class WorkerPool:
                 raise message[1]
             return worker, message
 
-    def _file(self, pool: Pool) -> str:
-        """The pool's files, written when first used."""
-        if pool not in self._files:
-            stem = str(self._folder / f"pool-{len(self._files)}")
-            save_pool(pool, stem)
-            self._files[pool] = stem
-        return self._files[pool]
-
     def _stop_workers(self) -> None:
         for worker in self._workers:
             worker.stop()
@@ -142,6 +132,10 @@ class WorkerPool:
         """End the workers and remove their files."""
         self._stop_workers()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _pools(job: Job) -> tuple[tuple[str, Pool | None], ...]:
+    return (("pool", job.pool), ("test", job.test))
 
 
 def _absent(pool: Pool) -> Pool:
@@ -200,18 +194,3 @@ class _Worker:
             if stream is not None:
                 with suppress(OSError):  # what was buffered for a dead process cannot be written
                     stream.close()
-
-
-def save_pool(pool: Pool, stem: str) -> None:
-    """Write a pool as STEM.images.npy, STEM.targets.npy and STEM.pre (its preprocessing)."""
-    with disk_errors(Path(stem)):
-        np.save(f"{stem}.images.npy", pool.images.numpy())
-        np.save(f"{stem}.targets.npy", pool.targets.numpy())
-        Path(f"{stem}.pre").write_bytes(pickle.dumps(pool.preprocessing))
-
-
-def load_pool(stem: str) -> Pool:
-    """A pool whose samples stay in the files until they are touched."""
-    preprocessing: Preprocessing = pickle.loads(Path(f"{stem}.pre").read_bytes())
-    images, targets = (np.load(f"{stem}.{part}.npy", mmap_mode="c") for part in ("images", "targets"))
-    return Pool(torch.from_numpy(images), torch.from_numpy(targets), preprocessing)

@@ -344,3 +344,12 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision("auto", CPU) == torch.float32
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert resolve_precision("auto", CPU) == torch.bfloat16
+
+
+def test_float32_is_not_rounded_by_the_device(told: Told) -> None:
+    """cudnn's convolutions round float32 to 10 bits by default; what a user has set comes back."""
+    before = torch.backends.cudnn.allow_tf32
+    with Engine(CPU, precision="float32", progress=told):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.allow_tf32 == before

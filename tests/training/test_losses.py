@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from distill.training.config import TrainConfig
@@ -116,3 +117,9 @@ def test_half_of_the_steps_are_decayed_however_they_are_spread(epochs: int, step
     steps = epochs * steps_per_epoch
     decayed = sum(learning_rate(config, step / steps_per_epoch) < 1 for step in range(steps))
     assert decayed == steps // 2
+
+
+def test_a_warm_up_that_never_ends_is_refused() -> None:
+    assert TrainConfig(epochs=3, warmup_epochs=3.0).warmup_epochs == 3
+    with pytest.raises(ValidationError, match=r"warmup_epochs 3\.5 is beyond epochs 3"):
+        TrainConfig(epochs=3, warmup_epochs=3.5)

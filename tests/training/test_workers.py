@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from distill.errors import DistillError, InputError, MemoryExhaustedError, NonFiniteError
+from distill.errors import DistillError, MemoryExhaustedError, NonFiniteError
 from distill.training import worker as worker_module
-from distill.training import workers as workers_module
-from distill.training.job import Job, Pool
-from distill.training.workers import WorkerPool, load_pool, read_frame, save_pool, write_frame
+from distill.training.job import Job
+from distill.training.pool_files import PoolFiles
+from distill.training.workers import WorkerPool, read_frame, write_frame
 
 MakeJob = Callable[..., Job]
 
@@ -175,33 +175,13 @@ def test_a_defect_in_a_worker_is_told_with_the_job(
 
     monkeypatch.setattr(worker_module, "train", broken)
     job = make_job(label="bad")
-    save_pool(job.pool, str(tmp_path / "pool"))
-    files = {"pool": str(tmp_path / "pool"), "test": None}
+    files = {"pool": PoolFiles(tmp_path).paths(job.pool), "test": None}
     message = {"number": 0, "job": job, "files": files, "dtype": torch.float32, "threads": 1}
     kind, error = worker_module._answer(message, {}, BytesIO())
     assert kind == "error"
     assert isinstance(error, DistillError)
     assert error.what == "training bad failed: ZeroDivisionError('broken network')"
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_pools_travel_through_files(tmp_path: Path, digits: Pool, soft_digits: Pool) -> None:
-    for pool in (digits, soft_digits, replace(digits, images=(digits.images / 255).half())):
-        save_pool(pool, str(tmp_path / "pool"))
-        read = load_pool(str(tmp_path / "pool"))
-        assert torch.equal(read.images, pool.images)
-        assert read.images.dtype == pool.images.dtype
-        assert torch.equal(read.targets, pool.targets)
-        assert read.preprocessing == pool.preprocessing
-
-
-def test_a_full_disk_is_told(tmp_path: Path, digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(workers_module.np, "save", full)
-    with pytest.raises(InputError, match="the disk is full"):
-        save_pool(digits, str(tmp_path / "pool"))
 
 
 def test_frames() -> None:
