@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,7 +29,13 @@ def main() -> None:
     """
 
 
-@main.command(cls=Guarded)
+def _what_a_run_leaves(params: dict[str, Any]) -> str:
+    if params["dry_run"]:
+        return ""
+    return f"the same command{' without --fresh' if params['fresh'] else ''} goes on from here"
+
+
+@main.command(cls=Guarded, interrupted=_what_a_run_leaves)
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/RECIPE.")
@@ -88,7 +95,9 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-@main.command(cls=Guarded)
+@main.command(
+    cls=Guarded, interrupted=lambda _: "the same command starts again, with what the cache has kept"
+)
 @click.argument("path", metavar="SET.H5", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--students", metavar="A,B", callback=_names, help="Model names; default: the recipe's.")

@@ -18,7 +18,17 @@ _DEBUG = "distill.debug"
 
 
 class Guarded(click.Command):
-    """A command whose errors are one clear message and an exit code; with --debug, also the traceback."""
+    """A command whose errors are one clear message and an exit code; with --debug, also the traceback.
+
+    Args:
+        interrupted: what Ctrl-C leaves, from the command's parameters.
+    """
+
+    def __init__(
+        self, *args: Any, interrupted: Callable[[dict[str, Any]], str] = lambda _: "", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.interrupted = interrupted
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminated)
@@ -27,7 +37,8 @@ class Guarded(click.Command):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; the same command goes on from here", err=True)
+            left = self.interrupted(ctx.params)
+            click.echo(f"\ninterrupted{'; ' if left else ''}{left}", err=True)
             _leave(ctx, INTERRUPTED)
         except DistillError as error:
             click.echo(f"error: {error}", err=True)

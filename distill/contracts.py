@@ -152,7 +152,8 @@ class DistilledSet:
         train: the training that the set is meant for.
         soft: soft labels, or None.
         selection: where the images come from in the source, when they are real.
-        provenance: JSON-able: recipe, versions, seed, source fingerprint, code revision, method facts.
+        provenance: JSON-able: recipe, versions, seed, source fingerprint, code revision; a method leaves its own
+            facts here, which the finished set holds under `method`.
     """
 
     images: Tensor

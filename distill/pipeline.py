@@ -240,8 +240,7 @@ def _run_steps(
 ) -> DistilledSet | Selection:
     """Run the steps in order; those that a resumed run has finished are read back."""
     result: DistilledSet | Selection | None = None
-    for number, step in enumerate(steps):
-        title = f"{step.kind} {step.name}"
+    for number, (step, title) in enumerate(zip(steps, _stage_titles(steps), strict=True)):
         kept = folder.step(number)
         if kept.exists():
             shop.progress.note(f"{title}: finished before the interruption")
@@ -272,6 +271,14 @@ def _run_steps(
     return result
 
 
+def _stage_titles(steps: Sequence[Method]) -> list[str]:
+    """What the steps are called where costs are told; of several alike each has its number."""
+    plain = [f"{step.kind} {step.name}" for step in steps]
+    return [
+        title if plain.count(title) == 1 else f"{title} (step {number})" for number, title in enumerate(plain)
+    ]
+
+
 def _read_step(path: Path, kind: StepKind) -> DistilledSet | Selection:
     kept = read_set(path)
     if kind == "distiller":
@@ -298,7 +305,10 @@ def _finish_set(result: DistilledSet | Selection, source: Source, recipe: Recipe
         "versions": versions(),
         "code": code_revision(),
     }
-    return replace(_as_set(result, source, recipe), provenance=provenance)
+    made = _as_set(result, source, recipe)
+    if made.provenance:
+        provenance["method"] = dict(made.provenance)
+    return replace(made, provenance=provenance)
 
 
 def evaluate(

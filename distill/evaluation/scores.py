@@ -51,16 +51,6 @@ def interval95(values: Sequence[float]) -> tuple[float, float]:
     return float(sample.mean()), quantile * float(sample.std(ddof=1)) / math.sqrt(n)
 
 
-def paired_interval95(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Mean of a - b and half-width of its 95% interval; a[i] and b[i] share seed i.
-
-    Raises:
-        InputError: fewer than two pairs.
-        ValueError: the lengths differ, or a value is not finite.
-    """
-    return interval95([x - y for x, y in zip(a, b, strict=True)])
-
-
 def hard_label_recovery(real_hard: float, set_hard: float) -> float:
     """HLR: what a student loses on the set with hard labels, against the full real data. Lower is better."""
     return _fraction("real_hard", real_hard) - _fraction("set_hard", set_hard)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -407,3 +408,59 @@ def test_a_run_that_failed_early_does_not_block_its_folder(call: Call, recipe: P
     assert not (tmp_path / "out" / ".lock").exists()
     assert call("run", recipe, "--out", "out", "--quiet").exit_code == 0
     assert listing(tmp_path / "out") == OUTPUTS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "RECIPE", "--out", "out"), "interrupted; the same command goes on from here"),
+        (("run", "RECIPE", "--out", "out", "--fresh"), "the same command without --fresh goes on from here"),
+        (("evaluate", "SET"), "the same command starts again"),
+    ],
+)
+def test_ctrl_c_promises_what_is_true(
+    call: Call,
+    recipe: Path,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    from distill import pipeline
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "open_source", interrupt)
+    paths = {"RECIPE": str(recipe), "SET": str(made), "out": "another"}
+    result = call(*(paths.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 130
+    assert said in result.stderr
+
+
+def test_steps_of_one_method_have_costs_of_their_own(recipe: Path, tmp_path: Path) -> None:
+    steps = [{"random": {"ipc": 4}}, {"random": {"ipc": 2}}]
+    done = distill.run(
+        {**yaml.safe_load(recipe.read_text()), "steps": steps}, out=tmp_path / "out", quiet=True
+    )
+    assert [name for name in done.evaluation.cost if "random" in name] == [
+        "selector random (step 0)",
+        "selector random (step 1)",
+    ]
+
+
+def test_what_a_method_says_of_its_set_is_kept(
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from distill.distillers.soft_label import SoftLabel
+
+    plain = SoftLabel.run
+
+    def telling(step: SoftLabel, *arguments: Any) -> Any:
+        return replace(plain(step, *arguments), provenance={"rounds": 3})
+
+    monkeypatch.setattr(SoftLabel, "run", telling)
+    assert call("run", recipe, "--out", "out").exit_code == 0
+    assert distill.load(tmp_path / "out" / "set.h5").set.provenance["method"] == {"rounds": 3}
