@@ -25,6 +25,9 @@ from distill.errors import DamagedDataError, InputError, UnsafeFileError
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 # deflate, shuffle, fletcher32 of HDF5 itself, lzf of h5py: all are compiled in.
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
+_COMPRESSIONS = frozenset((1, 32000))
+# HDF5 unpacks a chunk whole, however few of its rows are asked for: twice the bytes of a block of rows.
+MAX_CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -212,5 +215,41 @@ def _check_dataset(dataset: h5py.Dataset, where: str) -> None:
             found=f"filter {', '.join(foreign)}",
             allowed=", ".join(_FILTERS.values()),
         )
+    if sum(code in _COMPRESSIONS for code in codes) > 1:  # ratios multiply: 1000 to 1 becomes a million to 1
+        raise UnsafeFileError("the dataset is compressed more than once", where=where)
     if dataset.id.get_type().get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) or dataset.shape is None:
         raise UnsafeFileError("the dataset does not hold plain numbers", where=where)
+    if dataset.chunks is not None:
+        _check_chunks(dataset, math.prod(dataset.chunks) * dataset.dtype.itemsize, where)
+
+
+def _check_chunks(dataset: h5py.Dataset, chunk_bytes: int, where: str) -> None:
+    """Refuse chunks that take more memory than a block of rows is worth.
+
+    A chunk may be larger than its dataset, which is usual where rows are appended; `MAX_CHUNK_BYTES` bounds it.
+    HDF5 inflates a chunk's gzip stream to its end, whatever the chunk's size, so that is bounded as well.
+    """
+    if chunk_bytes > MAX_CHUNK_BYTES:
+        raise UnsafeFileError(
+            "the dataset is stored in chunks that are too large to unpack",
+            where=where,
+            found=f"{chunk_bytes} bytes, chunks of {dataset.chunks}",
+            allowed=f"{MAX_CHUNK_BYTES} bytes a chunk",
+            fix="write the file again with smaller chunks, for example with h5py's chunks=True",
+        )
+    largest = 0
+
+    def compare(chunk: Any) -> None:
+        nonlocal largest
+        largest = max(largest, chunk.size)
+
+    dataset.id.chunk_iter(compare)
+    # HDF5's own bound on what gzip adds to noise, and room for checksums.
+    most = chunk_bytes + chunk_bytes // 1000 + 1024
+    if largest > most:
+        raise UnsafeFileError(
+            "a chunk holds more than it declares",
+            where=where,
+            found=f"{largest} bytes",
+            allowed=f"{most} bytes for a chunk of {chunk_bytes}",
+        )
