@@ -18,6 +18,7 @@ from distill.data.rows import (
     class_numbers,
     drawn_per_class,
     empty_classes,
+    entries,
     renumbering,
     share_per_class,
     take_out,
@@ -95,7 +96,7 @@ class PixelRows(Rows):
             images = self.images if len(rows) == len(self.images) else self.images[rows]
             return Decoded(images, torch.arange(len(rows)))
         return decode_images(
-            (Item(f"{self.where}, row {row}", self.images[row].numpy()) for row in rows.tolist()),
+            (Item(f"{self.where}, row {row}", self.images[row].numpy()) for row in entries(rows)),
             count=len(rows),
             pixel_format=reading.pixel_format,
             bad_images=0,

@@ -16,6 +16,7 @@ Only the formats below are tried: Pillow's others include some that start foreig
 from __future__ import annotations
 
 import os
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -151,7 +152,7 @@ class _Table:
     title: str
     rows: np.ndarray | None = None  # (count, Ch, H, W)
     first: str = ""
-    kept: list[int] = field(default_factory=list)
+    kept: array[int] = field(default_factory=lambda: array("q"))
     bad: list[str] = field(default_factory=list)
     bad_count: int = 0
     seen: int = 0
@@ -205,7 +206,8 @@ class _Table:
                 f"{self.title}: no image could be decoded", found="; ".join(self.bad) or None
             )
         images = torch.from_numpy(self.rows[: len(self.kept)])
-        return Decoded(images, torch.tensor(self.kept, dtype=torch.int64), tuple(self.bad))
+        kept = torch.frombuffer(self.kept, dtype=torch.int64)  # there is a first image, so it is not empty
+        return Decoded(images, kept, tuple(self.bad))
 
 
 def allocate(count: int, shape: tuple[int, ...]) -> np.ndarray:

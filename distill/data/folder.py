@@ -21,13 +21,12 @@ from distill.contracts import Progress
 from distill.data.base import DEFAULT_TEST, Data, DataConfig, Fraction, Plan, existing
 from distill.data.build import EncodedRows, Found
 from distill.data.decode import Item, PixelFormat, image_shape
-from distill.data.rows import share_per_class
+from distill.data.file_list import FileList
+from distill.data.rows import entries, share_per_class
 from distill.errors import InputError
 from distill.machine_paths import MachinePath
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pbm", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class FolderConfig(DataConfig):
@@ -49,17 +48,15 @@ class _Tree:
 
     Args:
         root: the folder above the class folders.
-        files: image files by class name, both sorted.
+        counts: how many images each class has, by sorted class name.
+        files: the images, class by class, sorted by path within each.
         others: how many files have no image suffix.
     """
 
     root: Path
-    files: dict[str, list[Path]]
+    counts: dict[str, int]
+    files: FileList
     others: int
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.files.values()))
 
 
 class Folder(Data):
@@ -70,7 +67,7 @@ class Folder(Data):
 
     def find(self, progress: Progress) -> Found:
         train, test, notes = self._trees()
-        classes = tuple(train.files)
+        classes = tuple(train.counts)
         for tree, split in ((train, "training"), (test, "test")):
             if tree is not None:
                 _check_classes(tree, classes)
@@ -84,13 +81,13 @@ class Folder(Data):
 
     def peek(self) -> Plan:
         train, test, _ = self._trees()
-        first = next((file for files in train.files.values() for file in files), None)
-        shape = None if first is None else image_shape(Item(str(first), first), PixelFormat())
+        shape = image_shape(_item(train.files[0]), PixelFormat()) if len(train.files) else None
+        classes = len(train.counts)
         if test is not None:
-            return Plan(len(train.files), shape, train.count, test.count)
-        labels = _labels(train, tuple(train.files))
-        cut = int(share_per_class(labels, self._share, classes=len(train.files)).sum())
-        return Plan(len(train.files), shape, train.count - cut, cut)
+            return Plan(classes, shape, len(train.files), len(test.files))
+        labels = _labels(train, tuple(train.counts))
+        cut = int(share_per_class(labels, self._share, classes=classes).sum())
+        return Plan(classes, shape, len(train.files) - cut, cut)
 
     @property
     def _share(self) -> float:
@@ -127,29 +124,36 @@ def _tree(root: Path) -> _Tree:
             where=str(root),
             fix="put the images of each class in a folder of its own: FOLDER/CLASS/image.jpg",
         )
-    files: dict[str, list[Path]] = {}
+    counts: dict[str, int] = {}
+    files = FileList(root)
     others = 0
     for folder in folders:
         images, rest = _files_below(folder)
-        files[folder.name] = images
+        files.extend(f"{folder.name}/{image}" for image in images)
+        counts[folder.name] = len(images)
         others += rest
-    return _Tree(root, files, others)
+    return _Tree(root, counts, files, others)
 
 
-def _files_below(folder: Path) -> tuple[list[Path], int]:
-    """Image files sorted by path, and how many are none. Links to folders may be loops: not followed."""
-    images: list[Path] = []
+def _files_below(folder: Path) -> tuple[list[str], int]:
+    """Paths of images relative to the folder, sorted as text, and how many files are none.
+
+    Links to folders may be loops: not followed.
+    """
+    images: list[str] = []
     others = 0
     for place, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below = "" if place == str(folder) else f"{Path(place).relative_to(folder).as_posix()}/"
         for name in names:
             if name.startswith("."):
                 continue
-            if Path(name).suffix.lower() in SUFFIXES:
-                images.append(Path(place, name))
+            if name.lower().endswith(SUFFIXES):
+                images.append(below + name)
             else:
                 others += 1
-    return sorted(images, key=lambda path: path.relative_to(folder).as_posix()), others
+    images.sort()
+    return images, others
 
 
 def _unreadable(error: OSError) -> None:
@@ -157,14 +161,14 @@ def _unreadable(error: OSError) -> None:
 
 
 def _check_classes(tree: _Tree, classes: tuple[str, ...]) -> None:
-    unknown = [name for name in tree.files if name not in classes]
+    unknown = [name for name in tree.counts if name not in classes]
     if unknown:
         raise InputError(
             f"class {unknown[0]!r} has test images but no training folder",
             where=str(tree.root / unknown[0]),
             allowed=", ".join(classes[:12]),
         )
-    empty = [name for name, files in tree.files.items() if not files]
+    empty = [name for name, count in tree.counts.items() if not count]
     if empty:
         raise InputError(
             f"class {empty[0]!r} is empty",
@@ -181,15 +185,18 @@ def _ignored(tree: _Tree, split: str) -> list[str]:
 
 def _labels(tree: _Tree, classes: tuple[str, ...]) -> Tensor:
     """int64 (N,)."""
-    counts = torch.tensor([len(tree.files.get(name, ())) for name in classes])
+    counts = torch.tensor([tree.counts.get(name, 0) for name in classes])
     return torch.repeat_interleave(torch.arange(len(classes)), counts)
 
 
 def _rows(tree: _Tree, classes: tuple[str, ...]) -> EncodedRows:
-    files = [file for name in classes for file in tree.files.get(name, ())]
+    """The tree's images; its classes are some of `classes` and sorted as they are, so rows follow labels."""
 
     def items(rows: Tensor) -> Iterator[Item]:
-        for row in rows.tolist():
-            yield Item(str(files[row]), files[row])
+        return (_item(tree.files[row]) for row in entries(rows))
 
     return EncodedRows(_labels(tree, classes), str(tree.root), items)
+
+
+def _item(file: Path) -> Item:
+    return Item(str(file), file)

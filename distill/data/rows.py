@@ -145,6 +145,12 @@ def check_no_class_empty(labels: Tensor, names: Sequence[str], *, where: str, fi
         )
 
 
+def entries(rows: Tensor) -> Iterator[int]:
+    """The numbers in int64 (N,) one by one; `rows.tolist()` would hold N Python objects at once."""
+    for block in rows.split(_BLOCK):
+        yield from block.tolist()
+
+
 def blocks(n: int, row_bytes: int, *, block_bytes: int = 32 * 2**20) -> Iterator[slice]:
     """Consecutive row ranges of about `block_bytes` that cover n rows."""
     size = max(1, block_bytes // max(1, row_bytes))

@@ -1,7 +1,15 @@
+import os
+import sys
+import tracemalloc
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from distill.data import config_class, open_source, plan
+from distill.data.folder import Folder, FolderConfig
+from distill.data.statistics import split_of
 from distill.errors import DamagedDataError, InputError
 
 
@@ -78,6 +86,82 @@ def test_order_is_that_of_sorted_paths(tmp_path, encode, progress):
     images = open_folder(tmp_path, progress).train.images
     found = [names[int(value)] for value in images[:, 0, 0, 0]]
     assert found == ["B.png", "a.png", "a/b.png", "a/z.png", "b.png"]
+
+
+# Sorted as text, as bytes and folder by folder, these are in different orders: - . / follow each other in ASCII,
+# the last name is no UTF-8 (a surrogate in text, before U+E000; the greatest of bytes).
+AWKWARD = [
+    "é.png",
+    "e.png",
+    "E.png",
+    "a/b.png",
+    "a-b.png",
+    "a.png",
+    "a/é/z.png",
+    "𝒳.png",
+    "\ue000.png",
+    "10.png",
+    "9.png",
+]
+AWKWARD += [os.fsdecode(b"\xff.png")] if sys.platform == "linux" else []
+
+
+def reference_paths(split):
+    """Slow and obvious: `Path` objects, sorted class by class by their text."""
+    folders = sorted(folder for folder in split.iterdir() if folder.is_dir())
+    return [
+        path
+        for folder in folders
+        for path in sorted(folder.rglob("*.png"), key=lambda path: path.relative_to(folder).as_posix())
+    ]
+
+
+def test_order_and_fingerprint_are_those_of_the_reference(tmp_path, encode, progress):
+    value = 0
+    for place in ("train/zebra", "train/Zoo", "train/ñandú", "test/ñandú", "test/zebra"):
+        for name in AWKWARD:
+            file = tmp_path / place / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encode(np.full((2, 2), value, np.uint8)))
+            value += 1
+    found = Folder(FolderConfig(folder=str(tmp_path))).find(progress)
+    source = open_folder(tmp_path, progress)
+    assert found.classes == source.classes == ("Zoo", "zebra", "ñandú")
+    for name, rows, split in (("train", found.train, source.train), ("test", found.test, source.test)):
+        paths = reference_paths(tmp_path / name)
+        assert [os.fsencode(path) for path in paths] != sorted(map(os.fsencode, paths))
+        items = list(rows.items(torch.arange(len(paths))))
+        assert [item.payload for item in items] == paths
+        assert [item.name for item in items] == [str(path) for path in paths]
+        grey = [np.full((1, 2, 2), int(one_value(path)), np.uint8) for path in paths]
+        labels = torch.tensor(
+            [found.classes.index(path.relative_to(tmp_path / name).parts[0]) for path in paths]
+        )
+        assert split.fingerprint == split_of(torch.from_numpy(np.stack(grey)), labels).fingerprint
+
+
+def one_value(path):
+    """The pixel value of an image of one colour."""
+    with Image.open(path) as image:
+        return image.getpixel((0, 0))
+
+
+@pytest.mark.parametrize("classes", [1, 20])
+def test_listing_costs_few_bytes_a_file(tmp_path, progress, classes):
+    files = 20_000
+    places = [tmp_path / split / f"{number:02}" for split in ("train", "test") for number in range(classes)]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "0.png").touch()
+    for row in range(files):
+        (tmp_path / "train" / f"{row % classes:02}" / f"{row:08}.png").touch()
+    length = len("00/00000000.png")
+    tracemalloc.start()
+    found = Folder(FolderConfig(folder=str(tmp_path))).find(progress)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.train.labels) == files + classes
+    assert peak / files - length < 100
 
 
 def test_empty_class_is_named(make, progress):

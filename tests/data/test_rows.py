@@ -7,6 +7,7 @@ from distill.data.rows import (
     check_labels,
     class_numbers,
     drawn_per_class,
+    entries,
     renumbering,
     share_per_class,
     take_out,
@@ -92,3 +93,11 @@ def test_blocks_cover_all_rows_once():
     assert [row for block in ranges for row in range(block.start, block.stop)] == list(range(10))
     assert max(block.stop - block.start for block in ranges) == 3
     assert len(list(blocks(3, 100, block_bytes=1))) == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 4095, 4096, 10_000])
+def test_entries_are_those_of_a_list(count):
+    rows = torch.arange(count) * 3
+    found = list(entries(rows))
+    assert found == rows.tolist()
+    assert all(type(entry) is int for entry in found)
