@@ -25,6 +25,8 @@ class Transform:
         self.mean = torch.tensor(preprocessing.mean)[:, None, None]
         self.std = torch.tensor(preprocessing.std)[:, None, None]
         whitened = preprocessing.zca is not None and preprocessing.zca_mean is not None
+        inverse = preprocessing.zca_inverse
+        self.zca_inverse = torch.from_numpy(inverse) if inverse is not None else None
         self.zca = torch.from_numpy(preprocessing.zca) if whitened else None
         self.zca_mean = torch.from_numpy(preprocessing.zca_mean) if whitened else None
 
@@ -47,6 +49,13 @@ class Transform:
             raise self._refusal(f"{len(self.zca_mean)} numbers an image, as the set's ZCA has", images)
         flat = normalised.flatten(-3) - self.zca_mean.to(pixels.device)
         return (flat @ self.zca.to(pixels.device)).view(normalised.shape)
+
+    def pixels(self, normalised: Tensor) -> Tensor:
+        """The way back: float32 (N, Ch, H, W) in units of pixel value / 255 of what networks take."""
+        if self.zca_inverse is not None and self.zca_mean is not None:
+            flat = normalised.flatten(1) @ self.zca_inverse + self.zca_mean
+            normalised = flat.view(normalised.shape)
+        return normalised * self.std + self.mean
 
     def _pixels(self, images: Images) -> Tensor:
         """float32 (..., Ch, H, W) in units of pixel value / 255."""

@@ -80,7 +80,12 @@ METHODS: dict[str, Entry] = {
                 "soft_label",
                 "distill.distillers.soft_label:SoftLabel",
                 "real images, soft labels from a teacher",
-            )
+            ),
+            (
+                "trajectory",
+                "distill.distillers.trajectory:TrajectoryMatching",
+                "images learned by matching the trajectories of experts",
+            ),
         ],
     ),
 }

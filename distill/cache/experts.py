@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill.cache.identity import cache_key
+from distill.cache.identity import cache_key, preprocessing_parts
 from distill.cache.trajectories import FORMAT, Layout, Trajectories, TrajectoryFolder
 from distill.contracts import Context, Preprocessing, Source
 from distill.locks import Lock
@@ -50,21 +50,24 @@ class ExpertConfig(Strict):
         return self
 
 
-def record_trajectories(ctx: Context, source: Source, config: ExpertConfig) -> Trajectories:
+def record_trajectories(
+    ctx: Context, source: Source, config: ExpertConfig, *, preprocessing: Preprocessing | None = None
+) -> Trajectories:
     """Trajectories of `config.experts` experts; those that the cache lacks are trained, several at once.
 
     Args:
         ctx: its seed, engine and cache.
         source: whose train split they are trained on.
         config: model, training, number and checkpoints. More experts than an earlier run asked for are added to its.
+        preprocessing: how images reach the experts; None is the source's mean and std.
 
     Raises:
         InputError: a network with running statistics.
     """
-    first = _first_job(ctx, source, config)
+    first = _first_job(ctx, source, config, preprocessing or Preprocessing(source.mean, source.std))
     epochs = tuple(range(0, config.train.epochs + 1, config.every))
     initial = initial_network(first)
-    parts = _identity(ctx, source, config, digest(initial), epochs)
+    parts = _identity(ctx, source, first, digest(initial), epochs)
     folder = TrajectoryFolder(
         ctx.cache.folder / "trajectories" / cache_key("trajectories", parts),
         Layout.of(initial, epochs),
@@ -116,8 +119,7 @@ def _train(
         folder.remember()
 
 
-def _first_job(ctx: Context, source: Source, config: ExpertConfig) -> Job:
-    preprocessing = Preprocessing(mean=source.mean, std=source.std)
+def _first_job(ctx: Context, source: Source, config: ExpertConfig, preprocessing: Preprocessing) -> Job:
     return Job(
         model=config.model,
         classes=len(source.classes),
@@ -128,20 +130,19 @@ def _first_job(ctx: Context, source: Source, config: ExpertConfig) -> Job:
 
 
 def _identity(
-    ctx: Context, source: Source, config: ExpertConfig, initial: str, epochs: tuple[int, ...]
+    ctx: Context, source: Source, first: Job, initial: str, epochs: tuple[int, ...]
 ) -> dict[str, Any]:
     """Everything that decides an expert's row; how many there are does not."""
     return {
         "format": FORMAT,
         "data": source.train.fingerprint,
         "classes": len(source.classes),
-        "model": config.model.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json"),
+        "model": first.model.model_dump(mode="json"),
+        "train": first.config.model_dump(mode="json"),
         "epochs": list(epochs),
         # The network's definition, and its weights where they come from a file that may change; expert 0 tells both.
         "initial": initial,
-        "mean": list(source.mean),
-        "std": list(source.std),
+        **preprocessing_parts(first.pool.preprocessing),
         "seed": ctx.seed,
         "dtype": str(ctx.engine.dtype),
         "device": ctx.device.type,

@@ -7,6 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from distill.contracts import Preprocessing
+
 # Raised whenever a producer's values change for the same inputs, so that older rows are not served.
 PRODUCER_VERSION = 2
 
@@ -21,3 +25,20 @@ def cache_key(kind: str, parts: Mapping[str, Any]) -> str:
     whole = {"kind": kind, "producer": PRODUCER_VERSION, "parts": parts}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def preprocessing_parts(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The parts of a key that tell how images reach a network."""
+    pre = preprocessing
+    return {
+        "mean": list(pre.mean),
+        "std": list(pre.std),
+        "zca": None if pre.zca is None else _array_digest(pre.zca),
+        "zca_mean": None if pre.zca_mean is None else _array_digest(pre.zca_mean),
+    }
+
+
+def _array_digest(values: np.ndarray) -> str:
+    """sha256 (hex) over type, shape and values."""
+    head = f"{values.dtype.str} {values.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.cache.identity import preprocessing_parts
 from distill.cache.shards import is_whole
 from distill.contracts import Preprocessing, Progress
 from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
@@ -65,22 +66,12 @@ class Network:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides its outputs: definition, weights and preprocessing; JSON-able."""
-        pre = self.preprocessing
         return {
             "model": self.model.model_dump(mode="json"),
             "classes": self.classes,
             "weights": digest(self.module(torch.device("cpu"))),
-            "mean": list(pre.mean),
-            "std": list(pre.std),
-            "zca": None if pre.zca is None else _array_digest(pre.zca),
-            "zca_mean": None if pre.zca_mean is None else _array_digest(pre.zca_mean),
+            **preprocessing_parts(self.preprocessing),
         }
-
-
-def _array_digest(values: np.ndarray) -> str:
-    """sha256 (hex) over type, shape and values."""
-    head = f"{values.dtype.str} {values.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def save_network(folder: Path, key: str, network: Network) -> None:

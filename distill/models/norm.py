@@ -12,18 +12,26 @@ along contiguous channels. With g = dL/dy, xhat = (x - mean) * rstd, and means o
 `NormReluPool` takes ReLU and 2 x 2 average pooling along, whose backward passes are then one.
 `python tools/bench/norm.py` prints the times of both beside torch's.
 
-Where the backward is itself differentiated (trajectory matching), it is computed through torch's own operations, so
-second derivatives are exact. Other layouts, other devices and torch.func transforms use torch's operations throughout.
+Where the backward is itself differentiated (trajectory matching), its derivative is written out as well. With u, p, q
+the gradients of a loss s with respect to dL/dx, dL/dweight and dL/dbias, means over H*W as above, n = H*W, h = mean(g *
+xhat), k = mean(u * xhat) and E = sum(u * g) - n mean(u) mean(g) - n h k:
+
+    ds/dg = weight * rstd * (u - mean(u) - k * xhat) + p * xhat + q
+    ds/dweight = sum over images of rstd * E
+    ds/dx = rstd * (z - mean(z) - xhat * mean(z * xhat)) - weight * rstd^2 * E * xhat / n,
+            z = (p - weight * rstd * k) * g - weight * rstd * h * u
+
+Other layouts, other devices and torch.func transforms use torch's operations throughout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Of x and of weight; in bfloat16, sums are taken in float32.
 _FAST_DTYPES = {
@@ -78,16 +86,13 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         y, mean, rstd = _forward(x, weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, rstd)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (*_differentiable_backward(_plain_norm, x, weight, bias, ctx.eps, grad), None)
-        return (*_norm_backward(x, weight, mean, rstd, _pixels_first(grad)), None)
+        x, weight, mean, rstd = ctx.saved_tensors
+        return (*_Backward.apply(grad, x, weight, mean, rstd, None), None)
 
 
 class _NormaliseReluPool(torch.autograd.Function):
@@ -97,16 +102,32 @@ class _NormaliseReluPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         y, mean, rstd = _forward(x, weight, bias, eps)
         y = y.relu_()
-        ctx.save_for_backward(x, weight, bias, mean, rstd, y)
-        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, rstd, y)
         return F.avg_pool2d(y, 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd, y = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (*_differentiable_backward(_plain_block, x, weight, bias, ctx.eps, grad), None)
-        return (*_norm_backward(x, weight, mean, rstd, _relu_pool_backward(y, grad)), None)
+        x, weight, mean, rstd, y = ctx.saved_tensors
+        return (*_Backward.apply(grad, x, weight, mean, rstd, y), None)
+
+
+class _Backward(torch.autograd.Function):
+    """Gradients of x, weight and bias from that of the output; y is the activation before pooling, None without one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(grad, x, weight, mean, rstd, y)
+        return _norm_backward(x, weight, mean, rstd, _before_pool(grad, y))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor | None, ...]:
+        grad, x, weight, mean, rstd, y = ctx.saved_tensors
+        g = _before_pool(grad, y)
+        to_g, to_x, to_weight = _second_backward(x, weight, mean, rstd, g, _pixels_first(u), p, q)
+        return (_after_pool(to_g.to(grad.dtype), y, x), to_x, to_weight, None, None, None)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,27 +184,47 @@ def _norm_backward(
     return grad_x, sum_ghat.sum(dim=(0, 1)), sum_g.sum(dim=(0, 1))
 
 
-def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.group_norm(x, x.shape[1], weight, bias, eps)
+def _second_backward(
+    x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, g: Tensor, u: Tensor, p: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of g (B, H*W, D), x (B, D, H, W) and weight (D,): the formulas at the head of the file.
+
+    Args:
+        x: (B, D, H, W).
+        mean, rstd: of x, (B, D).
+        g: gradient of the norm's output, (B, H*W, D).
+        u, p, q: gradients of dL/dx (B, H*W, D), dL/dweight (D,) and dL/dbias (D,).
+    """
+    batch, channels, height, width = x.shape
+    n = height * width
+    g, u, flat = g.to(mean.dtype), u.to(mean.dtype), _pixels_first(x).to(mean.dtype)
+    mean, rstd = mean.view(batch, 1, channels), rstd.view(batch, 1, channels)
+    mean_g, mean_u = g.mean(dim=1, keepdim=True), u.mean(dim=1, keepdim=True)  # (B, 1, D)
+    h = ((g * flat).mean(dim=1, keepdim=True) - mean * mean_g) * rstd
+    k = ((u * flat).mean(dim=1, keepdim=True) - mean * mean_u) * rstd
+    e = (u * g).mean(dim=1, keepdim=True) - mean_u * mean_g - h * k  # E / n
+    wr = weight * rstd
+    of_xhat = p - wr * k
+    # to_g = wr u + of_xhat xhat + constant
+    slope = of_xhat * rstd
+    to_g = torch.addcmul(q - wr * mean_u - slope * mean, u, wr).addcmul_(flat, slope)
+    # z = of_xhat g + of_u u;  to_x = rstd z + of_x x + constant
+    of_u = -wr * h
+    mean_z, z_xhat = of_xhat * mean_g + of_u * mean_u, of_xhat * h + of_u * k
+    of_x = -(z_xhat + wr * e) * rstd * rstd
+    to_x = torch.addcmul(-rstd * mean_z - of_x * mean, g, rstd * of_xhat)
+    to_x = to_x.addcmul_(u, rstd * of_u).addcmul_(flat, of_x).to(x.dtype)
+    to_x = to_x.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return to_g, to_x, (n * rstd * e).sum(dim=(0, 1))
 
 
-def _plain_block(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.avg_pool2d(F.relu(_plain_norm(x, weight, bias, eps)), 2)
+def _before_pool(grad: Tensor, y: Tensor | None) -> Tensor:
+    """The norm's output gradient (B, H*W, D), from that of the norm, or of norm, ReLU and pooling."""
+    return _pixels_first(grad) if y is None else _relu_pool_backward(y, grad)
 
 
-def _differentiable_backward(
-    function: Callable[[Tensor, Tensor, Tensor, float], Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    grad: Tensor,
-) -> tuple[Tensor, ...]:
-    """The backward of `function` through torch's operations, for second derivatives."""
-    # Views cut the graph here: were weight computed from x, its part must not be counted in x's gradient.
-    x, weight, bias = (
-        each.view_as(each) if each.requires_grad else each.detach().requires_grad_()
-        for each in (x, weight, bias)
-    )
-    y = function(x, weight, bias, eps)
-    return torch.autograd.grad(y, (x, weight, bias), grad, create_graph=True)
+def _after_pool(to_g: Tensor, y: Tensor | None, x: Tensor) -> Tensor:
+    """The transpose of `_before_pool`: (B, H*W, D) -> (B, D, H, W), or (B, D, H / 2, W / 2)."""
+    batch, channels, height, width = x.shape
+    image = to_g.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return image if y is None else F.avg_pool2d(torch.ops.aten.threshold_backward(image, y, 0), 2)

@@ -25,7 +25,7 @@ class TrainConfig(Strict):
     The field's evaluation of distilled sets (reference: Cazenavette et al., "Dataset Distillation by Matching
     Training Trajectories", CVPR 2022, released code) is SGD with momentum, the learning rate dropped tenfold
     half-way (`schedule: step`) and DSA; these are the defaults. `label_smoothing` is for hard labels, `temperature` for
-    soft ones.
+    soft ones. A `gsam_rho` above 0 looks for flat minima (distill/training/gsam.py), at twice the cost.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -42,6 +42,8 @@ class TrainConfig(Strict):
     loss: Literal["cross_entropy", "kl"] = "cross_entropy"
     temperature: Positive = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gsam_rho: NonNegative = 0.0
+    gsam_alpha: NonNegative = 0.3
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> TrainConfig:

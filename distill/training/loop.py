@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from distill.errors import InputError, NonFiniteError
 from distill.models import build
 from distill.randomness import derive_seed
-from distill.training.batches import Batches, DeviceImages
+from distill.training.batches import Batch, Batches, DeviceImages
 from distill.training.config import TrainConfig
+from distill.training.gsam import replace_gradients
 from distill.training.job import Job, Pool, Trained
 from distill.training.memory import peak_bytes
 from distill.training.networks import Networks, NetworkStack, SingleNetwork
@@ -122,14 +123,28 @@ def _fit(
         total.zero_()
         for batch in batches.epoch(epoch):
             set_learning_rate(optimizer, config, step / steps_per_epoch)
-            with autocast(device, dtype), _batch_norm_errors(jobs[0]):
-                logits = networks(batch.images)  # (K, B, C)
-            logits = logits.float()
+
+            def backward(batch: Batch = batch) -> tuple[Tensor, Tensor]:
+                with autocast(device, dtype), _batch_norm_errors(jobs[0]):
+                    logits = networks(batch.images).float()  # (K, B, C)
+                losses = network_losses(
+                    logits, batch.targets, config, temperature=batches.temperature
+                )  # (K,)
+                optimizer.zero_grad(set_to_none=True)
+                losses.sum().backward()
+                return logits, losses
+
+            logits, losses = backward()
             if recorder is not None:
                 recorder.see(batch.index, logits, batch.targets)
-            losses = network_losses(logits, batch.targets, config, temperature=batches.temperature)  # (K,)
-            optimizer.zero_grad(set_to_none=True)
-            losses.sum().backward()
+            if config.gsam_rho > 0:
+                replace_gradients(
+                    networks.parameters(),
+                    backward,
+                    rho=config.gsam_rho,
+                    alpha=config.gsam_alpha,
+                    stacked=networks.stacked,
+                )
             optimizer.step()
             total += losses.detach()
             step += 1

@@ -17,6 +17,11 @@ from torch.func import functional_call, stack_module_state
 class Networks(Protocol):
     """K networks; x (K, B, Ch, H, W) -> logits (K, B, C)."""
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the first dimension of every parameter counts networks."""
+        ...
+
     def parameters(self) -> list[Tensor]: ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
@@ -38,6 +43,8 @@ class Networks(Protocol):
 
 class SingleNetwork:
     """One module, computed directly (channels_last: convolutions and pooling are faster so on CPU and GPU)."""
+
+    stacked = False
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -64,6 +71,8 @@ class SingleNetwork:
 
 class NetworkStack:
     """K modules of one architecture as stacked tensors."""
+
+    stacked = True
 
     def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
         modules = [module.to(device) for module in modules]

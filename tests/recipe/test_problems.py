@@ -51,7 +51,7 @@ recipe.yaml:2: data.name: unknown data 'digts'
 recipe.yaml:4: train.epoch: unknown key
   found: epoch: 10
   allowed: optimizer, lr, momentum, weight_decay, schedule, warmup_epochs, epochs, batch_size, augment, mix, \
-mix_alpha, loss, temperature, label_smoothing
+mix_alpha, loss, temperature, label_smoothing, gsam_rho, gsam_alpha
   fix: did you mean 'epochs'?
 recipe.yaml:6: steps.0.kcentre: unknown method 'kcentre'
   found: kcentre

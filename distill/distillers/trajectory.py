@@ -1,0 +1,409 @@
+"""Images that lead a network along the way of experts: trajectory matching with the exact gradient.
+
+Students take T steps on the set from a checkpoint of an expert, and images, learning rate and labels learn to bring
+them where the expert was M epochs later: equations, gradient and memory in distill/matching/gradient.py.
+
+Sources: Cazenavette et al., "Dataset Distillation by Matching Training Trajectories", CVPR 2022 (the method); Cui et
+al., "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", ICML 2023 (`gradient: first_order`, `labels:
+target`); Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024
+(`start_epochs`, `init: right`, `labels: learned`); Du et al., "Minimizing the Accumulated Trajectory Error to Improve
+Dataset Distillation", CVPR 2023 (`average`, and the experts' `gsam_rho`).
+
+Where this differs from the released codes: the gradient is exact in memory that does not fill with the steps; beta is
+held as its logarithm; experts train for the epochs that are read and no longer; augmentation is drawn for each image;
+the set carries beta, the augmentation and, in pixels that anyone can show, unwhitened images; nothing is chosen by test
+accuracy: the last step counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, overload
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from distill.cache.experts import ExpertConfig, ExpertTraining, record_trajectories
+from distill.cache.trajectories import Trajectories
+from distill.contracts import (
+    Context,
+    DistilledSet,
+    Estimate,
+    Method,
+    MethodConfig,
+    Preprocessing,
+    Selection,
+    Source,
+    StepKind,
+    Training,
+)
+from distill.errors import InputError
+from distill.labels.codecs import encode
+from distill.matching.gradient import Gradient, Learned
+from distill.matching.initial import mean_logits, noise, rightly_classified
+from distill.matching.learning import Rates, State
+from distill.matching.networks import FlatNetworks
+from distill.matching.students import Students
+from distill.matching.windows import StartEpochs
+from distill.models import ModelSpec, build, describe, model_config
+from distill.preprocessing import Transform
+from distill.selection import fixed_budget, random_subset, source_counts
+from distill.training.batches import DeviceImages
+from distill.training.config import Augment, NonNegative, Positive, Strict
+from distill.training.job import Pool
+from distill.training.memory import memory_errors
+from distill.whitening import fit_zca
+
+_SAVE_SECONDS = 20.0
+_TELL_STEPS = 50
+_FIX_MEMORY = "lower segment, students or inner_batch, or use a smaller network"
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Experts(Strict):
+    """Networks trained on the data by plain SGD, whose ways are followed.
+
+    `epochs: null` trains as long as matching reads: `start_epochs.last` + `expert_epochs`. A `gsam_rho` above 0 makes
+    their ways flatter (Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022).
+    """
+
+    model: ModelSpec = Field(default_factory=lambda: model_config("convnet"))
+    count: Count = 100
+    epochs: Count | None = None
+    lr: Positive = 0.01
+    momentum: Share = 0.0
+    batch_size: Count = 256
+    gsam_rho: NonNegative = 0.0
+    gsam_alpha: NonNegative = 0.3
+
+
+class TrajectoryMatching(Method):
+    """Images that lead a network along the way of experts trained on the real data."""
+
+    name = "trajectory"
+    kind = "distiller"
+
+    class Config(MethodConfig):
+        """Options.
+
+        Step sizes are of plain SGD on what networks take (`lr_images`), on the logarithm of the students' learning rate
+        (`lr_log_lr`) and on the logits of learned labels (`lr_labels`).
+        """
+
+        ipc: Count | None = None
+        experts: Experts = Experts()
+        start_epochs: StartEpochs = StartEpochs()
+        expert_epochs: Count = 2
+        iterations: Count = 5000
+        students: Count = 1
+        inner_steps: Count = 30
+        inner_batch: Count | None = None
+        gradient: Gradient = "exact"
+        segment: Count = 1
+        init: Literal["real", "right", "noise"] = "real"
+        labels: Literal["hard", "target", "learned"] = "hard"
+        student_lr: Positive = 0.01
+        lr_images: Positive = 100.0
+        lr_log_lr: NonNegative = 0.1
+        lr_labels: Positive = 2.0
+        momentum: Share = 0.5
+        labels_momentum: Share = 0.9
+        average: Share | None = None
+        augment: Augment = "dsa"
+        zca: bool = False
+        diverged: Positive = 10.0
+
+        @model_validator(mode="after")
+        def _window_is_recorded(self) -> Self:
+            if self.experts.epochs is not None and self.experts.epochs < self.epochs_read:
+                raise ValueError(
+                    f"start_epochs.last {self.start_epochs.last} + expert_epochs {self.expert_epochs} reaches past the "
+                    f"experts.epochs {self.experts.epochs} that are recorded: lower start_epochs.last to "
+                    f"{max(0, self.experts.epochs - self.expert_epochs)}, or leave experts.epochs out"
+                )
+            if self.segment > 1 and self.gradient != "exact":
+                raise ValueError(
+                    f"segment {self.segment} belongs to gradient: exact, and gradient is {self.gradient}"
+                )
+            return self
+
+        @property
+        def epochs_read(self) -> int:
+            """The last epoch of an expert that matching can read."""
+            return self.start_epochs.last + self.expert_epochs
+
+        @property
+        def expert_config(self) -> ExpertConfig:
+            asked = self.experts
+            return ExpertConfig(
+                model=asked.model,
+                experts=asked.count,
+                train=ExpertTraining(
+                    lr=asked.lr,
+                    momentum=asked.momentum,
+                    batch_size=asked.batch_size,
+                    epochs=asked.epochs or self.epochs_read,
+                    augment=self.augment,
+                    gsam_rho=asked.gsam_rho,
+                    gsam_alpha=asked.gsam_alpha,
+                ),
+            )
+
+    config: Config
+
+    def check_place(self, follows: StepKind | None) -> None:
+        if follows is None and self.config.ipc is None:
+            raise InputError(
+                "trajectory does not know how many images to learn",
+                fix="set ipc, or put a selector before it in steps",
+            )
+        if follows is not None and self.config.ipc is not None:
+            raise InputError(
+                "trajectory begins with the images of the step before, and ipc asks for others",
+                found=f"ipc {self.config.ipc}",
+                fix="remove ipc, or remove the step before",
+            )
+        if follows is not None and self.config.init != "real":
+            raise InputError(
+                "trajectory begins with the images of the step before, and init asks for others",
+                found=f"init: {self.config.init}",
+                fix="remove init, or remove the step before",
+            )
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        if self.config.ipc is not None:
+            fixed_budget(source_counts(source), source.classes, self.config.ipc)
+            self._refuse_batch_beyond(self.config.ipc * len(source.classes))
+
+    def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
+        asked = self.config.expert_config
+        images = before if self.config.ipc is None else self.config.ipc * classes
+        expert = Training(asked.model, asked.train, train)
+        return Estimate(images=images or 0, trainings=(expert,) * asked.experts)
+
+    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
+        config = self.config
+        if previous is not None:
+            self._refuse_batch_beyond(_size(previous))
+        preprocessing = fit_zca(source.train.images) if config.zca else Preprocessing(source.mean, source.std)
+        experts = record_trajectories(ctx, source, config.expert_config, preprocessing=preprocessing)
+        with memory_errors("trajectory matching", fix=_FIX_MEMORY):
+            networks = _networks(config.experts.model, source, experts, ctx.device)
+            last = _LastCheckpoints(experts, config.epochs_read, ctx.device)
+            images, labels = self._begin(ctx, source, previous, preprocessing, networks, last)
+            logits = None
+            if config.labels == "learned":
+                logits = mean_logits(networks, last, images, labels.to(ctx.device))
+            students = self._students(ctx, networks, experts, len(images))
+            state = self._learn(ctx, students, images, labels.to(ctx.device), logits)
+            if config.labels == "target":
+                logits = mean_logits(networks, last, state.result, None)
+            elif config.labels == "learned":
+                logits = state.labels
+        made = self._emit(ctx, source, state, labels, logits, preprocessing)
+        _state_path(ctx).unlink(missing_ok=True)
+        return made
+
+    def _begin(
+        self,
+        ctx: Context,
+        source: Source,
+        previous: DistilledSet | Selection | None,
+        preprocessing: Preprocessing,
+        networks: FlatNetworks,
+        last: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Images as networks take them, (N, Ch, H, W) on the device, and classes (N,)."""
+        if isinstance(previous, DistilledSet):
+            pool = Pool(previous.images, previous.labels, preprocessing)
+            return _gather(DeviceImages(pool, ctx.device)), previous.labels
+        train = Pool(source.train.images, source.train.labels, preprocessing)
+        if previous is not None:
+            rows = previous.indices
+        else:
+            assert self.config.ipc is not None, "refused by check_place"
+            budget = fixed_budget(source_counts(source), source.classes, self.config.ipc)
+            seed = ctx.derive("images")
+            if self.config.init == "right":
+                whole = DeviceImages(train, ctx.device)
+                rows = rightly_classified(source, whole, networks, last, budget, seed=seed)
+            else:
+                rows = random_subset(source, budget, seed=seed)
+        chosen = torch.from_numpy(rows)
+        labels = source.train.labels[chosen]
+        if self.config.init == "noise":
+            return noise(
+                (len(rows), *source.image_shape), seed=ctx.derive("images"), device=ctx.device
+            ), labels
+        return _gather(DeviceImages(train, ctx.device, chosen=chosen)), labels
+
+    def _students(self, ctx: Context, networks: FlatNetworks, experts: Trajectories, images: int) -> Students:
+        config = self.config
+        return Students(
+            networks=networks,
+            experts=experts,
+            count=config.students,
+            epochs=config.expert_epochs,
+            start=config.start_epochs,
+            steps=config.inner_steps,
+            batch=config.inner_batch or images,
+            augment=config.augment,
+            gradient=config.gradient,
+            segment=config.segment,
+            seed=ctx.derive("matching"),
+            device=ctx.device,
+        )
+
+    def _learn(
+        self, ctx: Context, students: Students, images: Tensor, labels: Tensor, logits: Tensor | None
+    ) -> State:
+        """Take the outer steps; from where a killed run left off."""
+        config, path = self.config, _state_path(ctx)
+        if path.exists():
+            state = State.load(path, ctx.device)
+            ctx.progress.note(f"matching goes on after {state.step} of {config.iterations} steps")
+        else:
+            state = State.begin(
+                images, lr=config.student_lr, labels=logits, average=config.average is not None
+            )
+        saved = time.monotonic()
+        losses: list[Tensor] = []
+        title = f"match {describe(config.experts.model)}"
+        with ctx.progress.task(title, total=config.iterations, unit="step") as task:
+            task.advance(state.step)
+            while state.step < config.iterations:
+                learned = Learned(
+                    state.images,
+                    labels if logits is None else state.labels,
+                    state.lr,
+                    learns_labels=logits is not None,
+                )
+                matched = students.match(state.step, learned, own_labels=config.labels == "target")
+                if state.learn(matched, self._rates):
+                    losses.append(matched.loss.mean())
+                task.advance(1)
+                if state.step % _TELL_STEPS == 0 and losses:
+                    self._record(ctx, state, losses)
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    state.save(path)
+                    saved = time.monotonic()
+        if losses:
+            self._record(ctx, state, losses)
+        self._tell(ctx, state)
+        return state
+
+    @property
+    def _rates(self) -> Rates:
+        config = self.config
+        return Rates(
+            images=config.lr_images,
+            labels=config.lr_labels,
+            log_lr=config.lr_log_lr,
+            momentum=config.momentum,
+            labels_momentum=config.labels_momentum,
+            average=config.average,
+            diverged=config.diverged,
+        )
+
+    def _record(self, ctx: Context, state: State, losses: list[Tensor]) -> None:
+        """To the log: the mean loss since the last record, and beta."""
+        loss = float(torch.stack(losses).mean())
+        ctx.progress.record(
+            "match", step=state.step, loss=loss, student_lr=float(state.lr), skipped=state.skipped
+        )
+        losses.clear()
+
+    def _tell(self, ctx: Context, state: State) -> None:
+        ctx.progress.note(f"the students' learning rate became {float(state.lr):.4g}")
+        if state.skipped:
+            ctx.progress.warn(
+                f"{state.skipped} of {state.step} steps were left out because their loss was not finite or above "
+                f"{self.config.diverged:g}; lower lr_images, lr_log_lr or inner_steps if they are many"
+            )
+
+    def _emit(
+        self,
+        ctx: Context,
+        source: Source,
+        state: State,
+        labels: Tensor,
+        logits: Tensor | None,
+        preprocessing: Preprocessing,
+    ) -> DistilledSet:
+        """The set: pixels that anyone can show, and the training that it was made for."""
+        teacher = describe(self.config.experts.model)
+        soft = None
+        training: dict[str, Any] = {
+            "optimizer": "sgd",
+            "lr": float(state.lr),
+            "augment": self.config.augment,
+            "mix": "none",
+        }
+        if logits is not None:
+            soft = encode(logits.cpu()[None], codec="full", temperature=1.0, teacher=teacher)
+            training |= {"temperature": 1.0, "loss": "cross_entropy"}
+        return DistilledSet(
+            images=Transform(preprocessing).pixels(state.result.cpu()).half().contiguous(),
+            labels=labels,
+            classes=source.classes,
+            preprocessing=preprocessing,
+            train=ctx.train.model_copy(update=training),
+            soft=soft,
+            provenance={"student_lr": float(state.lr), "steps": state.step, "skipped": state.skipped},
+        )
+
+    def _refuse_batch_beyond(self, images: int) -> None:
+        batch = self.config.inner_batch
+        if batch is not None and batch > images:
+            raise InputError(
+                "an inner batch is larger than the set",
+                where="trajectory.inner_batch",
+                found=f"{batch}, and {images} images",
+                allowed=f"1 to {images}, or null for all",
+                fix="lower inner_batch",
+            )
+
+
+class _LastCheckpoints(Sequence[Tensor]):
+    """The weights (P,) of every expert after `epoch` epochs, read when they are asked for."""
+
+    def __init__(self, experts: Trajectories, epoch: int, device: torch.device) -> None:
+        self.experts, self.device = experts, device
+        self.place = experts.epochs.index(epoch)
+
+    def __len__(self) -> int:
+        return self.experts.shape[0]
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Tensor]: ...
+    def __getitem__(self, number: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.experts.read(number, self.place).to(self.device)
+
+
+def _networks(model: Strict, source: Source, experts: Trajectories, device: torch.device) -> FlatNetworks:
+    module = build(model, image_shape=source.image_shape, classes=len(source.classes), seed=0)
+    return FlatNetworks(module.to(device), experts.layout.shapes)
+
+
+def _gather(images: DeviceImages) -> Tensor:
+    return images.gather(torch.arange(len(images), device=images.device))
+
+
+def _size(previous: DistilledSet | Selection) -> int:
+    return len(previous) if isinstance(previous, DistilledSet) else len(previous.indices)
+
+
+def _state_path(ctx: Context) -> Path:
+    return ctx.scratch / "matching.npz"

@@ -1,0 +1,176 @@
+"""What trajectory matching learns, step by step: images, the students' learning rate, labels.
+
+Plain SGD with momentum on each, m <- mu m + gradient, value <- value - lr m, as in the released codes. The students'
+learning rate beta is held as log beta, which cannot become negative (theirs can, and evaluation then fails); a step of
+size s on log beta moves beta as a step of size s beta^2 on beta itself does.
+
+A step whose loss is not finite, or far above what any sensible student reaches, is left out: neither values nor momenta
+see it. Everything a step changes is in `State`, which is kept in one file: a killed run goes on with the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.errors import NonFiniteError
+from distill.files import write_bytes_atomically
+from distill.matching.gradient import Matched
+
+_PATIENCE = 50  # steps left out one after another, after which a run is not believed to recover
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Step sizes and momenta.
+
+    Args:
+        images, labels: step sizes on what networks take, and on the logits of labels.
+        log_lr: step size on log beta.
+        momentum: of images and log beta.
+        labels_momentum: of labels.
+        average: decay of the moving average of the images, None for none.
+        diverged: loss above which a step is left out.
+    """
+
+    images: float
+    labels: float
+    log_lr: float
+    momentum: float
+    labels_momentum: float
+    average: float | None
+    diverged: float
+
+
+@dataclass
+class State:
+    """Where learning stands.
+
+    Args:
+        step: outer steps done.
+        images: (N, Ch, H, W), as networks take them; `images_momentum` alike.
+        log_lr: log beta, (); `log_lr_momentum` alike.
+        labels: logits (N, C) where labels are learned, else empty; `labels_momentum` alike.
+        average: moving average of the images, empty where none is kept.
+        skipped, in_a_row: steps left out in all, and since the last that was not.
+    """
+
+    step: int
+    images: Tensor
+    images_momentum: Tensor
+    log_lr: Tensor
+    log_lr_momentum: Tensor
+    labels: Tensor
+    labels_momentum: Tensor
+    average: Tensor
+    skipped: int = 0
+    in_a_row: int = 0
+
+    @classmethod
+    def begin(cls, images: Tensor, *, lr: float, labels: Tensor | None, average: bool) -> State:
+        """Before the first step."""
+        images = _canonical(images)
+        log_lr = images.new_tensor(math.log(lr))
+        none = images.new_empty(0)
+        labels = none if labels is None else labels.clone()
+        return cls(
+            step=0,
+            images=images,
+            images_momentum=torch.zeros_like(images),
+            log_lr=log_lr,
+            log_lr_momentum=torch.zeros_like(log_lr),
+            labels=labels,
+            labels_momentum=torch.zeros_like(labels),
+            average=_canonical(images) if average else none,
+        )
+
+    @property
+    def lr(self) -> Tensor:
+        """beta, ()."""
+        return self.log_lr.exp()
+
+    @property
+    def result(self) -> Tensor:
+        """The images to emit, (N, Ch, H, W)."""
+        return self.average if len(self.average) else self.images
+
+    def learn(self, matched: Matched, rates: Rates) -> bool:
+        """Take one step; False where it was left out.
+
+        Raises:
+            NonFiniteError: many in a row had to be left out.
+        """
+        self.step += 1
+        if not self._is_sound(matched, rates.diverged):
+            self.skipped += 1
+            self.in_a_row += 1
+            if self.in_a_row == _PATIENCE:
+                raise _hopeless(matched, self, rates)
+            return False
+        self.in_a_row = 0
+        _descend(self.images, self.images_momentum, matched.images, rates.images, rates.momentum)
+        slope = matched.lr * self.lr  # dL / dlog beta
+        _descend(self.log_lr, self.log_lr_momentum, slope, rates.log_lr, rates.momentum)
+        if matched.labels is not None:
+            _descend(self.labels, self.labels_momentum, matched.labels, rates.labels, rates.labels_momentum)
+        if rates.average is not None:
+            self.average.lerp_(self.images, 1 - rates.average)
+        return True
+
+    def _is_sound(self, matched: Matched, diverged: float) -> bool:
+        sums = [matched.loss.max(), matched.images.sum(), matched.lr]
+        if matched.labels is not None:
+            sums.append(matched.labels.sum())
+        worst, *rest = torch.stack(sums).tolist()  # one wait for the device
+        return worst <= diverged and all(math.isfinite(value) for value in rest)
+
+    def save(self, path: Path) -> None:
+        """Keep it, in one move."""
+        arrays = {
+            field.name: value.cpu().numpy()
+            if isinstance(value := getattr(self, field.name), Tensor)
+            else np.array(value)
+            for field in fields(self)
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        write_bytes_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> State:
+        """What `save` kept."""
+        with np.load(path, allow_pickle=False) as kept:
+            values = {name: kept[name] for name in kept.files}
+        state: dict[str, Any] = {name: int(values.pop(name)) for name in ("step", "skipped", "in_a_row")}
+        state |= {name: torch.from_numpy(value).to(device) for name, value in values.items()}
+        for name in ("images", "images_momentum", "average"):
+            if len(state[name]):
+                state[name] = _canonical(state[name])
+        return cls(**state)
+
+
+def _canonical(images: Tensor) -> Tensor:
+    """A copy in one layout, whatever the layout it comes in: kernels, and so the last bits, follow the layout."""
+    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+
+
+def _descend(value: Tensor, momentum: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
+    momentum.mul_(decay).add_(gradient)
+    value.sub_(momentum, alpha=lr)
+
+
+def _hopeless(matched: Matched, state: State, rates: Rates) -> NonFiniteError:
+    return NonFiniteError(
+        f"matching diverged: {_PATIENCE} steps in a row had to be left out",
+        where=f"trajectory, outer step {state.step}",
+        found=f"loss {float(matched.loss.max()):g}, learning rate of the students {float(state.lr):g}",
+        allowed=f"a finite loss of at most {rates.diverged:g}",
+        fix="lower lr_images or lr_log_lr (a tenth is a good next try), student_lr or inner_steps",
+    )
