@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from distill.cache.identity import preprocessing_parts
-from distill.cache.shards import is_whole
 from distill.contracts import Preprocessing, Progress
 from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
 from distill.models import build, digest
@@ -75,7 +74,7 @@ class Network:
 
 
 def save_network(folder: Path, key: str, network: Network) -> None:
-    """Keep the weights and facts as FOLDER/KEY.SHA256.npz, in one move."""
+    """Keep the weights and facts as FOLDER/KEY.SHA256.npz, in one move; an earlier network of that key goes."""
     arrays = {f"state/{name}": value.numpy() for name, value in network.state.items()}
     for epoch, state in network.kept.items():
         arrays |= {f"epoch-{epoch}/{name}": value.numpy() for name, value in state.items()}
@@ -87,7 +86,12 @@ def save_network(folder: Path, key: str, network: Network) -> None:
     data = buffer.getvalue()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(folder / f"{key}.{hashlib.sha256(data).hexdigest()}.npz", data)
+    path = folder / f"{key}.{hashlib.sha256(data).hexdigest()}.npz"
+    write_bytes_atomically(path, data)
+    for other in folder.glob(f"{key}.*.npz"):
+        if other != path:
+            with disk_errors(other):
+                other.unlink(missing_ok=True)
 
 
 def load_network(
@@ -103,12 +107,17 @@ def load_network(
     """The network kept under `key`, None where there is none or its file is damaged (with a warning)."""
     remove_stale_partials(folder)
     for path in sorted(folder.glob(f"{key}.*.npz")):
-        if not is_whole(path, path.name.split(".")[1]):
+        data = _read(path)
+        if data is None:
+            continue  # another run has put a newer one in its place
+        if hashlib.sha256(data).hexdigest() != path.name.split(".")[1]:
+            with disk_errors(path):
+                path.unlink(missing_ok=True)
             progress.warn(f"{path} is damaged and will be trained again")
             continue
-        with suppress(OSError):  # a cache that may only be read
+        with suppress(OSError):  # another run may have removed it
             os.utime(path)  # it was used now
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             groups = _grouped(file)
             facts = json.loads(file["facts"].tobytes())
         dynamics = Dynamics(**groups["dynamics"]) if "dynamics" in groups else None
@@ -121,6 +130,14 @@ def load_network(
             model, image_shape, classes, preprocessing, groups["state"], facts, dynamics=dynamics, kept=kept
         )
     return None
+
+
+def _read(path: Path) -> bytes | None:
+    with disk_errors(path):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def read_facts(path: Path) -> dict[str, Any]:

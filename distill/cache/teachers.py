@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,8 @@ from pydantic import Field
 from distill.cache.identity import cache_key
 from distill.cache.networks import Network, load_network, save_network
 from distill.contracts import Context, Preprocessing, Source
+from distill.files import disk_errors
+from distill.locks import Lock
 from distill.models import ModelSpec, describe, digest, model_config
 from distill.training.config import Augment, Positive, Strict, TrainConfig
 from distill.training.job import Job, Pool, Trained
@@ -56,7 +59,8 @@ def train_teachers(
     """Networks of `config` trained on all of `source.train`, each from its own initial weights.
 
     A network is known by its configuration and its number, so that steps of a run that ask for the same share it. It is
-    kept as soon as it is trained. Where targets are classes and nothing is mixed, it is recorded how samples fare.
+    kept as soon as it is trained; of several runs that want it, one trains it. Where targets are classes and nothing is
+    mixed, it is recorded how samples fare.
 
     Args:
         ctx: its seed, engine and cache.
@@ -65,30 +69,108 @@ def train_teachers(
         count: how many.
         name: what they are called in messages, such as "teacher".
         checkpoints: after how many epochs the weights are kept besides (0: before the first), at most `train.epochs`.
+            They do not tell networks apart: one that is kept without some of them is trained once more, for all.
     """
     assert all(0 <= epoch <= config.train.epochs for epoch in checkpoints), "epochs of the training"
-    jobs = _jobs(ctx, source, config, count, name, checkpoints)
-    keys = [cache_key("network", _identity(ctx, source, config, job)) for job in jobs]
-    found = [_load(ctx, source, config, key) for key in keys]
-    for network in found:
-        if network is not None:
-            ctx.costs.charge(seconds=network.facts["seconds"], peak_bytes=network.facts["peak_bytes"])
-    missing = [number for number in range(count) if found[number] is None]
-
-    def keep(place: int, trained: Trained) -> None:
-        number = missing[place]
-        network = _network(jobs[number], trained, source)
-        save_network(ctx.cache.networks_folder, keys[number], network)
-        found[number] = network
-
-    if missing:
-        title = f"train {name} {describe(config.model)}" + (f" x {len(missing)}" if len(missing) > 1 else "")
-        ctx.engine.train([jobs[number] for number in missing], title=title, on_done=keep)
-    networks = [network for network in found if network is not None]
-    assert len(networks) == count
+    teachers = _Teachers(ctx, source, config, _jobs(ctx, source, config, count, name), frozenset(checkpoints))
+    if missing := teachers.look(range(count)):
+        with teachers.locked(missing, name):
+            # Another run may have trained them since.
+            if missing := teachers.look(missing):
+                teachers.train(missing, name)
+    networks = teachers.networks(fresh=missing)
     for number, network in enumerate(networks):
         _tell(ctx, source, config, network, name if count == 1 else f"{name} {number}")
     return networks
+
+
+class _Teachers:
+    """The networks of one request: those that are kept, and the training of the others.
+
+    Args:
+        ctx, source, config: as in `train_teachers`.
+        jobs: one a network.
+        epochs: after which the weights are wanted besides.
+    """
+
+    def __init__(
+        self, ctx: Context, source: Source, config: TeacherConfig, jobs: list[Job], epochs: frozenset[int]
+    ) -> None:
+        self.ctx = ctx
+        self.source = source
+        self.config = config
+        self.jobs = jobs
+        self.epochs = epochs
+        self.keys = [cache_key("network", _identity(ctx, source, config, job)) for job in jobs]
+        self.found: list[Network | None] = [None] * len(jobs)
+
+    def look(self, numbers: Iterable[int]) -> list[int]:
+        """Load these networks; which of them are not kept, or without some of the epochs."""
+        missing = []
+        for number in numbers:
+            network = self.found[number] = self._load(self.keys[number])
+            if network is None or not self.epochs <= network.kept.keys():
+                missing.append(number)
+        return missing
+
+    @contextmanager
+    def locked(self, numbers: Iterable[int], name: str) -> Iterator[None]:
+        """No other run trains these networks meanwhile. Locks are taken in the order of the keys, so that two runs
+        that want several never wait for each other."""
+        folder = self.ctx.cache.networks_folder
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            for key in sorted(self.keys[number] for number in numbers):
+                lock = Lock(folder / f".{key}.lock", shared=False)
+                with disk_errors(lock.path):
+                    had = lock.take()
+                if not had:
+                    self.ctx.progress.note(f"another run trains a {name}; waiting for it")
+                    lock.take(wait=True)
+                held.callback(lock.release, remove=True)
+            yield
+
+    def train(self, numbers: list[int], name: str) -> None:
+        """Train these networks and keep each with every epoch that is or was wanted of it."""
+        jobs = [self._job(number) for number in numbers]
+
+        def keep(place: int, trained: Trained) -> None:
+            network = _network(jobs[place], trained, self.source)
+            save_network(self.ctx.cache.networks_folder, self.keys[numbers[place]], network)
+            self.found[numbers[place]] = network
+
+        title = f"train {name} {describe(self.config.model)}" + (f" x {len(jobs)}" if len(jobs) > 1 else "")
+        self.ctx.engine.train(jobs, title=title, on_done=keep)
+
+    def networks(self, *, fresh: Collection[int]) -> list[Network]:
+        """All of them, with the epochs that were asked for; those that are not `fresh` are charged."""
+        networks = [network for network in self.found if network is not None]
+        assert len(networks) == len(self.jobs)
+        for number, network in enumerate(networks):
+            if number not in fresh:
+                facts = network.facts
+                self.ctx.costs.charge(seconds=facts["seconds"], peak_bytes=facts["peak_bytes"])
+        return [
+            replace(network, kept={epoch: network.kept[epoch] for epoch in sorted(self.epochs)})
+            for network in networks
+        ]
+
+    def _job(self, number: int) -> Job:
+        known = self.found[number]
+        epochs = self.epochs if known is None else self.epochs | known.kept.keys()
+        return replace(self.jobs[number], keep_epochs=tuple(sorted(epochs)))
+
+    def _load(self, key: str) -> Network | None:
+        return load_network(
+            self.ctx.cache.networks_folder,
+            key,
+            model=self.config.model,
+            image_shape=self.source.image_shape,
+            classes=len(self.source.classes),
+            preprocessing=Preprocessing(mean=self.source.mean, std=self.source.std),
+            progress=self.ctx.progress,
+        )
 
 
 def _tell(ctx: Context, source: Source, config: TeacherConfig, network: Network, name: str) -> None:
@@ -96,18 +178,6 @@ def _tell(ctx: Context, source: Source, config: TeacherConfig, network: Network,
     told = "" if accuracy is None else f", {accuracy:.1%} right on {len(source.valid)} validation images"
     ctx.progress.note(
         f"{name}: {describe(config.model)}, {config.train.epochs} epochs{told}", **network.facts
-    )
-
-
-def _load(ctx: Context, source: Source, config: TeacherConfig, key: str) -> Network | None:
-    return load_network(
-        ctx.cache.networks_folder,
-        key,
-        model=config.model,
-        image_shape=source.image_shape,
-        classes=len(source.classes),
-        preprocessing=Preprocessing(mean=source.mean, std=source.std),
-        progress=ctx.progress,
     )
 
 
@@ -125,13 +195,10 @@ def _identity(ctx: Context, source: Source, config: TeacherConfig, job: Job) -> 
         "seed": job.seed,
         "dtype": str(ctx.engine.dtype),
         "device": ctx.device.type,
-        "checkpoints": list(job.keep_epochs),
     }
 
 
-def _jobs(
-    ctx: Context, source: Source, config: TeacherConfig, count: int, name: str, checkpoints: Sequence[int]
-) -> list[Job]:
+def _jobs(ctx: Context, source: Source, config: TeacherConfig, count: int, name: str) -> list[Job]:
     """One job a network; they share their pools."""
     preprocessing = Preprocessing(mean=source.mean, std=source.std)
     valid = source.valid
@@ -143,7 +210,6 @@ def _jobs(
         seed=ctx.derive("teacher", 0),
         test=Pool(valid.images, valid.labels, preprocessing) if len(valid) else None,
         keep_state=True,
-        keep_epochs=tuple(sorted(set(checkpoints))),
         record_dynamics=config.train.mix == "none",
         label=f"{name} {describe(config.model)}",
     )

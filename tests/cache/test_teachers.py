@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +30,10 @@ MakeSplit = Callable[..., Split]
 MakeContext = Callable[..., Context]
 
 
+def initial_state(job: Job) -> dict[str, torch.Tensor]:
+    return build(job.model, image_shape=job.pool.image_shape, classes=3, seed=job.seed).state_dict()
+
+
 class Spy:
     """An engine that counts what it is asked to train, and hands back the initial weights."""
 
@@ -45,9 +52,8 @@ class Spy:
                 accuracy=None if job.test is None else 0.75,
                 seconds=12.0,
                 peak_bytes=345,
-                state=build(
-                    job.model, image_shape=job.pool.image_shape, classes=3, seed=job.seed
-                ).state_dict(),
+                state=initial_state(job),
+                checkpoints={epoch: initial_state(job) for epoch in job.keep_epochs},
             )
             for job in jobs
         ]
@@ -247,6 +253,57 @@ def test_how_samples_fared_and_earlier_weights_are_kept_with_the_network(
         assert initial.dynamics is None and not initial.kept
     margins = [each.dynamics.margin for each in first if each.dynamics is not None]
     assert not torch.equal(*margins)
+
+
+def test_checkpoints_do_not_tell_networks_apart(
+    make_context: MakeContext, source: Source, spy: Spy, tmp_path: Path
+) -> None:
+    """One that is kept without some of them is trained once more, and kept with all that were ever wanted."""
+
+    def epochs(*checkpoints: int) -> list[int]:
+        ctx = make_context()
+        network = train_teacher(ctx, source, config(), name="teacher", checkpoints=checkpoints)
+        assert len(list(ctx.cache.networks_folder.iterdir())) == 1
+        assert bool(ctx.costs.charges) == (len(spy.jobs) == trained)  # type: ignore[attr-defined]
+        assert [each.identity for each in network.checkpoints()] == [network.identity] * len(checkpoints)
+        return sorted(network.kept)
+
+    trained = 0
+    assert epochs(1) == [1]
+    assert spy.jobs[-1].keep_epochs == (1,)
+    trained = 1
+    assert epochs() == []
+    assert epochs(1) == [1]
+    assert epochs(2, 0) == [0, 2]
+    assert spy.jobs[-1].keep_epochs == (0, 1, 2)
+    trained = 2
+    assert epochs(2, 1) == [1, 2]
+    assert len(spy.jobs) == 2
+
+
+def test_two_runs_that_want_the_same_train_it_once(
+    make_context: MakeContext, source: Source, spy: Spy, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, begun = Spy.train, threading.Event()
+
+    def slow(self: Spy, *args: Any, **options: Any) -> Any:
+        begun.set()
+        deadline = time.monotonic() + 30
+        while not any("waiting" in note for note in told.notes) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return train(self, *args, **options)
+
+    monkeypatch.setattr(Spy, "train", slow)
+    contexts = [make_context(), make_context()]
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(train_teachers, contexts[0], source, config(), count=2, name="teacher")
+        assert begun.wait(30)
+        second = train_teachers(contexts[1], source, config(), count=3, name="teacher")
+        assert [each.identity for each in first.result()] == [each.identity for each in second[:2]]
+    assert len(spy.jobs) == 3
+    assert "another run trains a teacher; waiting for it" in told.notes
+    assert len(contexts[1].costs.charges) == 2  # type: ignore[attr-defined]
+    assert not [path for path in contexts[1].cache.networks_folder.iterdir() if path.suffix != ".npz"]
 
 
 def test_mixed_samples_are_not_followed(make_context: MakeContext, source: Source) -> None:
