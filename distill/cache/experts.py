@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill.cache.identity import cache_key, preprocessing_parts
+from distill.cache.identity import cache_key, definition_parts, preprocessing_parts
 from distill.cache.trajectories import FORMAT, Layout, Trajectories, TrajectoryFolder
 from distill.contracts import Context, Preprocessing, Source
 from distill.locks import Lock
@@ -137,7 +137,7 @@ def _identity(
         "format": FORMAT,
         "data": source.train.fingerprint,
         "classes": len(source.classes),
-        "model": first.model.model_dump(mode="json"),
+        "model": definition_parts(first.model),
         "train": first.config.model_dump(mode="json"),
         "epochs": list(epochs),
         # The network's definition, and its weights where they come from a file that may change; expert 0 tells both.

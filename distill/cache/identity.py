@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from distill.contracts import Preprocessing
+from distill.models.torchvision_models import TorchvisionConfig
+from distill.training.config import Strict
 
 # Raised whenever a producer's values change for the same inputs, so that older rows are not served.
 PRODUCER_VERSION = 2
@@ -25,6 +27,23 @@ def cache_key(kind: str, parts: Mapping[str, Any]) -> str:
     whole = {"kind": kind, "producer": PRODUCER_VERSION, "parts": parts}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def definition_parts(model: Strict) -> dict[str, Any]:
+    """The parts of a key that tell which network a configuration means, its weights apart.
+
+    The file of its weights may lie anywhere or be gone; that there was one counts, as it changes what some networks do.
+    """
+    parts = model.model_dump(mode="json")
+    if isinstance(model, TorchvisionConfig):
+        del parts["sha256"]
+        parts["weights"] = has_weights_file(model)
+    return parts
+
+
+def has_weights_file(model: TorchvisionConfig) -> bool:
+    """Whether the network's first weights come from a file."""
+    return model.weights is not None or model.sha256 is not None
 
 
 def preprocessing_parts(preprocessing: Preprocessing) -> dict[str, Any]:

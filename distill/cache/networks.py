@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.cache.identity import preprocessing_parts
+from distill.cache.identity import definition_parts, has_weights_file, preprocessing_parts
 from distill.contracts import Preprocessing, Progress
 from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
 from distill.models import build, digest
+from distill.models.torchvision_models import TorchvisionConfig
 from distill.training.config import Strict
 from distill.training.recording import Dynamics
 
@@ -57,7 +58,7 @@ class Network:
 
     def module(self, device: torch.device) -> nn.Module:
         """The network in evaluation mode, frozen."""
-        module = build(self.model, image_shape=self.image_shape, classes=self.classes, seed=0)
+        module = self._definition()
         module.load_state_dict(dict(self.state))
         module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module.eval().requires_grad_(False)
@@ -66,11 +67,23 @@ class Network:
     def identity(self) -> dict[str, Any]:
         """Everything that decides its outputs: definition, weights and preprocessing; JSON-able."""
         return {
-            "model": self.model.model_dump(mode="json"),
+            "model": definition_parts(self.model),
             "classes": self.classes,
             "weights": digest(self.module(torch.device("cpu"))),
             **preprocessing_parts(self.preprocessing),
         }
+
+    def _definition(self) -> nn.Module:
+        """The network with any weights; the file that its first weights came from is not needed."""
+        model, weighted = self.model, False
+        if isinstance(model, TorchvisionConfig):
+            weighted = has_weights_file(model)
+            model = model.model_copy(update={"weights": None, "sha256": None})
+        module = build(model, image_shape=self.image_shape, classes=self.classes, seed=0)
+        for part in module.modules():
+            if hasattr(part, "transform_input"):  # not in the state; true where weights were loaded, as built
+                part.transform_input = weighted  # type: ignore[assignment]
+        return module
 
 
 def save_network(folder: Path, key: str, network: Network) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill.cache.identity import cache_key
+from distill.cache.identity import cache_key, definition_parts
 from distill.cache.networks import Network, load_network, save_network
 from distill.contracts import Context, Preprocessing, Source
 from distill.files import disk_errors
@@ -187,7 +187,8 @@ def _identity(ctx: Context, source: Source, config: TeacherConfig, job: Job) -> 
         "data": source.train.fingerprint,
         "valid": source.valid.fingerprint,
         "classes": len(source.classes),
-        "config": config.model_dump(mode="json"),
+        "model": definition_parts(config.model),
+        "train": config.train.model_dump(mode="json"),
         # The network's definition, and its weights where they come from a file that may change.
         "initial": digest(initial_network(job)),
         "mean": list(source.mean),

@@ -353,6 +353,39 @@ def test_weights_whose_file_changes(
     assert len(spy.jobs) == 2
 
 
+def test_a_file_of_weights_may_move_or_go(
+    make_context: MakeContext, make_split: MakeSplit, source: Source, spy: Spy, tmp_path: Path
+) -> None:
+    """The weights decide, not where they lay; and the network computes what it did while the file was there."""
+    name = "torchvision/googlenet"  # treats images otherwise where weights were loaded
+    rgb = Split(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), "rgb")
+    rgb_source = replace(source, train=rgb, valid=make_split(rows=0), mean=(0.5,) * 3, std=(0.5,) * 3)
+    plain = build(model_config(name), image_shape=(3, 32, 32), classes=3, seed=0)
+    for layer in plain.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data *= 10  # as drawn, they let nothing of the image through
+    state = {key.replace("classifier", "body.fc")[5:]: value for key, value in plain.state_dict().items()}
+    paths = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
+    networks = []
+    for path in paths:
+        save_file(state, path)
+        pretrained = config(model={"name": name, "weights": str(path)})
+        networks.append(train_teacher(make_context(), rgb_source, pretrained, name="teacher"))
+    assert len(spy.jobs) == 1
+    image = torch.rand(1, 3, 32, 32)
+    weighted = build(networks[0].model, image_shape=(3, 32, 32), classes=3, seed=0).eval()
+    expected = weighted(image)
+    assert not torch.allclose(plain.eval()(image), expected)
+    for path in paths:
+        path.unlink()
+    for network in networks:
+        torch.testing.assert_close(network.module(CPU)(image), expected)
+    assert networks[0].identity == networks[1].identity
+    bare = replace(networks[0], model=model_config(name))
+    assert not torch.allclose(bare.module(CPU)(image), expected)
+    assert bare.identity != networks[0].identity
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"x" + data[1:]])
 def test_a_damaged_file_is_trained_again(
     damage: Callable[[bytes], bytes], make_context: MakeContext, source: Source, spy: Spy, told: Any
