@@ -15,8 +15,9 @@ from typing import Any, overload
 import torch
 
 from distill.cache.folder import claim, default_folder
+from distill.cache.forward import refuse_absent
 from distill.cache.identity import cache_key
-from distill.cache.networks import Network
+from distill.cache.networks import Network, definition
 from distill.cache.passes import Limits, Pass, Wanted
 from distill.cache.projections import Projection
 from distill.cache.quantities import (
@@ -207,7 +208,7 @@ class Cache:
         needed = tuple(dict.fromkeys(part for each in quantities for part in _stored(each)))
         # Logits cost nothing where a pass is made, and several scores follow from them.
         made = dict.fromkeys((*needed, Logits())) if needed else {}
-        folders = {part: self._folder(part, split, network) for part in made}
+        folders = self._folders(made, split, network)
         work = Pass(split, network, folders, tiers=self.tiers, limits=self.limits, progress=self.progress)
         work.run(needed)
         self.images_forwarded += work.images_forwarded
@@ -220,7 +221,23 @@ class Cache:
             }
         )
 
-    def _folder(self, quantity: Wanted, split: Split, network: Network) -> ShardFolder:
+    def _folders(
+        self, quantities: Iterable[Wanted], split: Split, network: Network
+    ) -> dict[Wanted, ShardFolder]:
+        """Where each quantity lies; what the network cannot give is refused before anything is written."""
+        parts = {quantity: self._parts(quantity, split, network) for quantity in quantities}
+        folders = {quantity: self._folder(quantity, parts[quantity], len(split)) for quantity in parts}
+        fresh = [quantity for quantity, folder in folders.items() if not folder.folder.exists()]
+        if fresh:
+            shape, classes = network.image_shape, network.classes
+            module = definition(network.model, image_shape=shape, classes=classes)
+            refuse_absent(module, fresh, classes=classes)
+        for quantity, folder in folders.items():
+            folder.describe({"kind": quantity.kind, **parts[quantity]})
+        return folders
+
+    def _parts(self, quantity: Wanted, split: Split, network: Network) -> dict[str, Any]:
+        """Everything that decides the quantity's values."""
         parts: dict[str, Any] = {
             "data": split.fingerprint,
             "rows": len(split),
@@ -233,15 +250,15 @@ class Cache:
         }
         if isinstance(quantity, Gradients | GradientNorms):
             parts["work_bytes"] = self.limits.work_bytes  # decides the blocks, and so the rounding
-        sums = isinstance(quantity, Statistics)
-        folder = ShardFolder(
+        return parts
+
+    def _folder(self, quantity: Wanted, parts: Mapping[str, Any], rows: int) -> ShardFolder:
+        return ShardFolder(
             self.folder / "rows" / cache_key(quantity.kind, parts),
-            rows=len(split),
+            rows=rows,
             progress=self.progress,
-            prefix="sums" if sums else "rows",
+            prefix="sums" if isinstance(quantity, Statistics) else "rows",
         )
-        folder.describe({"kind": quantity.kind, **parts})
-        return folder
 
     def _open(self, quantity: Wanted, work: Pass, split: Split, network: Network) -> Rows | LayerStatistics:
         if isinstance(quantity, Statistics):

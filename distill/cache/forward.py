@@ -7,12 +7,13 @@ are does not depend on what else is asked for beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from distill.cache.gradient_request import selected
 from distill.cache.networks import Network
 from distill.cache.per_sample import GradientPass
 from distill.cache.quantities import Features, GradientNorms, Gradients, Logits, Statistics, Stored
@@ -42,6 +43,18 @@ class Part:
 
 def _nothing() -> None:
     """Nobody waits for the last block."""
+
+
+def refuse_absent(module: nn.Module, quantities: Iterable[Stored | Statistics], *, classes: int) -> None:
+    """Raise InputError where a quantity names layers or parameters that the network lacks; nothing is computed."""
+    parameters = [name for name, _ in module.named_parameters()]
+    for quantity in quantities:
+        if isinstance(quantity, Features):
+            feature_tap(module, quantity.layer)
+        elif isinstance(quantity, Statistics):
+            StatisticsLayout.of(module, quantity, classes=classes)
+        elif isinstance(quantity, Gradients | GradientNorms):
+            selected(parameters, quantity.layers)
 
 
 class Forward:

@@ -58,7 +58,7 @@ class Network:
 
     def module(self, device: torch.device) -> nn.Module:
         """The network in evaluation mode, frozen."""
-        module = self._definition()
+        module = definition(self.model, image_shape=self.image_shape, classes=self.classes)
         module.load_state_dict(dict(self.state))
         module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module.eval().requires_grad_(False)
@@ -73,17 +73,18 @@ class Network:
             **preprocessing_parts(self.preprocessing),
         }
 
-    def _definition(self) -> nn.Module:
-        """The network with any weights; the file that its first weights came from is not needed."""
-        model, weighted = self.model, False
-        if isinstance(model, TorchvisionConfig):
-            weighted = has_weights_file(model)
-            model = model.model_copy(update={"weights": None, "sha256": None})
-        module = build(model, image_shape=self.image_shape, classes=self.classes, seed=0)
-        for part in module.modules():
-            if hasattr(part, "transform_input"):  # not in the state; true where weights were loaded, as built
-                part.transform_input = weighted  # type: ignore[assignment]
-        return module
+
+def definition(model: Strict, *, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network of a configuration with any weights; the file that its own would come from is not needed."""
+    weighted = False
+    if isinstance(model, TorchvisionConfig):
+        weighted = has_weights_file(model)
+        model = model.model_copy(update={"weights": None, "sha256": None})
+    module = build(model, image_shape=image_shape, classes=classes, seed=0)
+    for part in module.modules():
+        if hasattr(part, "transform_input"):  # not in the state; true where weights were loaded, as built
+            part.transform_input = weighted  # type: ignore[assignment]
+    return module
 
 
 def save_network(folder: Path, key: str, network: Network) -> None:

@@ -12,9 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.cache import PENULTIMATE, Gradients, Projection, Rows
+from distill.cache import PENULTIMATE, Features, Gradients, Projection, Rows
+from distill.cache.forward import refuse_absent
+from distill.cache.networks import definition
 from distill.cache.teachers import TeacherConfig, train_teacher
-from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, Training
+from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind, Training
 from distill.errors import InputError
 from distill.selection import BudgetConfig, Selector, select_by_class
 
@@ -70,6 +72,15 @@ class FeatureSelector(Selector):
             features: float32 (N, D) of one class, centred (their mean is 0).
             count: at most N.
         """
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        config = self.config
+        if config.features == "network" and config.layer != PENULTIMATE:
+            # Now, and not after the network was trained.
+            shape, classes = source.image_shape, len(source.classes)
+            module = definition(config.network.model, image_shape=shape, classes=classes)
+            refuse_absent(module, [Features(config.layer)], classes=classes)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         space = FeatureSpace(ctx, source, self.config)

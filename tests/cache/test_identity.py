@@ -171,9 +171,13 @@ QUANTITIES: list[Stored | Statistics] = [
 ]
 
 
+def key(cache: Cache, quantity: Stored | Statistics, split: Split, network: Network) -> str:
+    return cache_key(quantity.kind, cache._parts(quantity, split, network))
+
+
 def test_every_option_of_a_quantity_is_a_part(make_cache: MakeCache, split: Split, network: Network) -> None:
     cache = make_cache()
-    folders = {cache._folder(quantity, split, network).folder for quantity in QUANTITIES}
+    folders = {key(cache, quantity, split, network) for quantity in QUANTITIES}
     # The default projection is one of the three kinds.
     assert len(folders) == len(set(QUANTITIES)) == len(QUANTITIES)
 
@@ -187,17 +191,17 @@ def test_what_the_run_decides_is_a_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_cache()
-    folders = {cache._folder(quantity, split, network).folder}
+    folders = {key(cache, quantity, split, network)}
     cache.device = torch.device("meta")  # another kind of device rounds otherwise
-    folders.add(cache._folder(quantity, split, network).folder)
+    folders.add(key(cache, quantity, split, network))
     cache.device = torch.device("cpu")
     with monkeypatch.context() as patch:
         patch.setattr(cache_module, "SHARD_ROWS", 8)
-        folders.add(cache._folder(quantity, split, network).folder)
+        folders.add(key(cache, quantity, split, network))
     assert len(folders) == 3
-    blocks = make_cache(limits=Limits(work_bytes=1 << 20))._folder(quantity, split, network).folder
+    blocks = key(make_cache(limits=Limits(work_bytes=1 << 20)), quantity, split, network)
     assert (blocks in folders) == (not isinstance(quantity, Gradients | GradientNorms))
-    borne = make_cache(limits=Limits(non_finite=0.5), host_bytes=0)._folder(quantity, split, network).folder
+    borne = key(make_cache(limits=Limits(non_finite=0.5), host_bytes=0), quantity, split, network)
     assert borne in folders
 
 

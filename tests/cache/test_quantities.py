@@ -168,6 +168,24 @@ def test_a_pattern_that_fits_no_parameter(make_cache: MakeCache, split: Split, n
     assert "classifier.weight" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "quantity",
+    [
+        *(Features("bodyy.0"), Gradients(layers=("head.*",)), GradientNorms(layers=("*", "head"))),
+        *(Statistics(of="convolution", layers=("head",)), Statistics(of="batch_norm")),
+    ],
+    ids=str,
+)
+def test_what_a_network_cannot_give_is_refused_before_anything_is_written(
+    quantity: Quantity, make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    cache = make_cache()
+    with pytest.raises(InputError, match="no "):
+        cache.request(split, network, [Features(), quantity])
+    assert not list(cache.folder.glob("rows/*"))
+    assert cache.images_forwarded == 0
+
+
 def test_gradients_that_are_not_finite(make_cache: MakeCache, split: Split, network: Network) -> None:
     huge = {**network.state, "classifier.weight": network.state["classifier.weight"] * 1e38}
     with pytest.raises(NonFiniteError, match="gave NaN or infinite"):

@@ -112,6 +112,20 @@ def test_an_unknown_layer_is_named_with_what_there_is(
     assert "classifier" in str(caught.value.fix)
 
 
+@pytest.mark.parametrize("method", [KCenter, Herding])
+def test_an_unknown_layer_is_refused_before_any_step_runs(
+    method: type[KCenter | Herding], source: Source
+) -> None:
+    def check(layer: str) -> None:
+        options = {"ipc": 2, "network": NETWORK, "layer": layer}
+        method(method.Config.model_validate(options)).check(source, None)
+
+    check("body.0")
+    with pytest.raises(InputError, match=r"bodyy\.0") as caught:
+        check("bodyy.0")
+    assert "body.0" in str(caught.value.allowed)
+
+
 def test_pixels_train_nothing(
     source: Source, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
