@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -117,36 +118,36 @@ def _fit(
     optimizer = make_optimizer(networks.parameters(), config)
     networks.train(True)
     total = torch.zeros(len(jobs), device=device)
+
+    def backward(batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (K, B, C) and losses (K,) of a batch; the parameters hold their gradients then."""
+        with autocast(device, dtype), _batch_norm_errors(jobs[0]):
+            logits = networks(batch.images)
+        logits = logits.float()
+        losses = network_losses(logits, batch.targets, config, temperature=batches.temperature)
+        optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        return logits.detach(), losses.detach()
+
     step = 0
     weights.after(0)
     for epoch in range(config.epochs):
         total.zero_()
         for batch in batches.epoch(epoch):
             set_learning_rate(optimizer, config, step / steps_per_epoch)
-
-            def backward(batch: Batch = batch) -> tuple[Tensor, Tensor]:
-                with autocast(device, dtype), _batch_norm_errors(jobs[0]):
-                    logits = networks(batch.images).float()  # (K, B, C)
-                losses = network_losses(
-                    logits, batch.targets, config, temperature=batches.temperature
-                )  # (K,)
-                optimizer.zero_grad(set_to_none=True)
-                losses.sum().backward()
-                return logits, losses
-
-            logits, losses = backward()
+            logits, losses = backward(batch)
             if recorder is not None:
                 recorder.see(batch.index, logits, batch.targets)
             if config.gsam_rho > 0:
                 replace_gradients(
                     networks.parameters(),
-                    backward,
+                    partial(backward, batch),
                     rho=config.gsam_rho,
                     alpha=config.gsam_alpha,
                     stacked=networks.stacked,
                 )
             optimizer.step()
-            total += losses.detach()
+            total += losses
             step += 1
         _refuse_non_finite(total, jobs, epoch)
         weights.after(epoch + 1)

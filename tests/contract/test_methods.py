@@ -23,6 +23,14 @@ from distill.selection import class_counts, materialise
 from distill.store.checks import check_set
 from distill.store.writer import write_set
 
+MATCHING = {
+    "experts": {"model": {"name": "convnet", "width": 4}, "count": 2, "batch_size": 8},
+    "start_epochs": {"last": 1},
+    "expert_epochs": 1,
+    "iterations": 3,
+    "inner_steps": 3,
+    "lr_images": 1.0,
+}
 NETWORK = {"model": {"name": "convnet", "width": 4}, "train": {"epochs": 1, "batch_size": 16}}
 
 
@@ -74,6 +82,7 @@ CASES = [
         random=True,
         behind={"teacher": NETWORK},
     ),
+    Case("trajectory", {"ipc": 2, **MATCHING}, images=2, random=True, behind=MATCHING),
 ]
 
 
