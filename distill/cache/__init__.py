@@ -267,8 +267,10 @@ class Cache:
             return layout.statistics(work.sums[quantity].values.to(self.device))
         shards = work.shards[quantity]
         files = tuple(shards[span].path for span in work.spans)
+        holes = [number for number, span in enumerate(work.spans) if shards[span].bad]
         width = map_file(files[0]).shape[1]
-        return StoredRows(files, (len(split), width), self.tiers)
+        rows = StoredRows(files, (len(split), width), self.tiers, holes=holes)
+        return rows.unfilled() if isinstance(quantity, GradientNorms) else rows
 
 
 def _stored(quantity: Quantity) -> tuple[Wanted, ...]:
@@ -287,12 +289,12 @@ def _answer(
 ) -> Rows | LayerStatistics:
     if isinstance(quantity, LastLayerGradients):
         features, logits = stored[Features()], stored[Logits()]
-        assert isinstance(features, Rows) and isinstance(logits, Rows)
-        return GradientRows(features, logits, split.labels)
+        assert isinstance(features, StoredRows) and isinstance(logits, StoredRows)
+        return GradientRows(features.unfilled(), logits.unfilled(), split.labels)
     if isinstance(quantity, Scored):
         logits = stored[Logits()]
-        assert isinstance(logits, Rows)
-        return ComputedRows(_FROM_LOGITS[type(quantity)], [logits], split.labels, width=1)
+        assert isinstance(logits, StoredRows)
+        return ComputedRows(_FROM_LOGITS[type(quantity)], [logits.unfilled()], split.labels, width=1)
     return stored[quantity]  # type: ignore[index]
 
 

@@ -7,9 +7,10 @@ finished: a kill loses at most one finished range.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from types import TracebackType
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from distill.cache.forward import Forward, Part
 from distill.cache.networks import Network
-from distill.cache.quantities import Features, Statistics, Stored
+from distill.cache.quantities import Features, GradientNorms, Statistics, Stored
 from distill.cache.shards import Shard, ShardFolder, count_bad, shard_ranges
 from distill.cache.tiers import Tiers, map_file
 from distill.contracts import Progress, Split
@@ -105,11 +106,11 @@ class Pass:
         needed = tuple(needed)
         missing = [span for span in self.spans if any(self._lacks(quantity, span) for quantity in needed)]
         if missing:
-            self._compute(missing)
+            self._compute(missing, needed)
         for quantity in needed:
             self._judge(quantity)
 
-    def _compute(self, missing: Sequence[range]) -> None:
+    def _compute(self, missing: Sequence[range], needed: Collection[Wanted]) -> None:
         total = sum(len(span) for span in missing)
         title = ", ".join(dict.fromkeys(quantity.kind.replace("_", " ") for quantity in self.folders))
         passes: dict[tuple[Wanted, ...], Forward] = {}
@@ -124,7 +125,7 @@ class Pass:
                     passes[lacking] = self._forward(lacking)
                 parts = passes[lacking].over(self.split, span, before_last=writer.wait)
                 self.images_forwarded += len(span)
-                writer.do(partial(self._store, span, parts))
+                writer.do(partial(self._store, span, parts, needed))
                 task.advance(len(span))
 
     def _forward(self, quantities: tuple[Wanted, ...]) -> Forward:
@@ -136,11 +137,15 @@ class Pass:
             return self.sums[quantity].stop < span.stop
         return span not in self.shards[quantity]
 
-    def _store(self, span: range, parts: Mapping[Wanted, Part]) -> None:
-        """Write what a range of samples gave; nothing of it, where too much is not finite."""
+    def _store(self, span: range, parts: Mapping[Wanted, Part], needed: Collection[Wanted]) -> None:
+        """Write what a range of samples gave; nothing of it, where too much of what is needed is not finite.
+
+        What is written beside it is judged when it is asked for.
+        """
         bad = {quantity: int(part.bad.sum()) for quantity, part in parts.items()}
-        for quantity, part in parts.items():
-            self._refuse(quantity, self._bad(quantity) + bad[quantity], span, part.bad)
+        for quantity in needed:
+            if quantity in parts:
+                self._refuse(quantity, self._bad(quantity) + bad[quantity], span, parts[quantity].bad)
         for quantity, part in parts.items():
             if isinstance(quantity, Statistics):
                 self._store_sums(quantity, span, part, bad[quantity])
@@ -148,7 +153,7 @@ class Pass:
                 self._store_rows(quantity, span, part, bad[quantity])
 
     def _store_rows(self, quantity: Stored, span: range, part: Part, bad: int) -> None:
-        values = torch.where(part.bad[:, None], 0.0, part.values) if bad else part.values
+        values = torch.where(part.bad[:, None], torch.nan, part.values) if bad else part.values
         shard = self.folders[quantity].write(span, values.cpu().numpy(), bad=bad)
         self.shards[quantity][span] = shard
         if self.tiers.device.type == "cuda":
@@ -174,15 +179,15 @@ class Pass:
         bad = self._bad(quantity)
         self._refuse(quantity, bad, None, None)
         if bad:
-            counted = "left out of" if isinstance(quantity, Statistics) else "rows of zeros in"
             self.progress.warn(
-                f"{bad} of {len(self.split)} images gave values that are not finite; they are {counted} "
-                f"{_describe(quantity)}",
+                f"{bad} of {len(self.split)} images gave values that are not finite; they are "
+                f"{_counted(quantity)} {_describe(quantity)}",
                 bad=bad,
             )
 
     def _refuse(self, quantity: Wanted, bad: int, span: range | None, where: Tensor | None) -> None:
-        allowed = int(self.limits.non_finite * len(self.split))
+        # As it is written: 0.29 * 100 is 28.999... in binary.
+        allowed = int(Fraction(repr(self.limits.non_finite)) * len(self.split))
         if bad <= allowed:
             return
         first = ""
@@ -206,6 +211,13 @@ def _latest_sums(folder: ShardFolder) -> Sums:
             return Sums(latest.span.stop, map_file(latest.path).clone(), latest.bad)
         except FileNotFoundError:
             continue
+
+
+def _counted(quantity: Wanted) -> str:
+    """What becomes of a sample whose values are not finite."""
+    if isinstance(quantity, Statistics):
+        return "left out of"
+    return "NaN in" if isinstance(quantity, GradientNorms) else "rows of zeros in"
 
 
 def _describe(quantity: Wanted) -> str:

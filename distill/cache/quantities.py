@@ -2,6 +2,9 @@
 
 Some of it is stored (features, logits, projected gradients, gradient norms, statistics); the rest follows from what is
 stored, or from what was recorded while the network was trained, and is computed as it is read.
+
+An image whose values are NaN or infinite (the cache refuses more than a few) has a row of zeros in features, logits and
+gradients. In scores (losses, margins, lengths) it is NaN: any number would be a rank among the others.
 """
 
 from __future__ import annotations

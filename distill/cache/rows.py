@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,13 +66,29 @@ class StoredRows(Rows):
         files: the shards in order.
         shape: (N, D).
         tiers: where shards are kept while they are read.
+        holes: numbers of the shards that hold rows of NaN, of samples whose values were not finite.
+        filled: whether these rows are read as zeros.
     """
 
-    def __init__(self, files: tuple[Path, ...], shape: tuple[int, int], tiers: Tiers) -> None:
+    def __init__(
+        self,
+        files: tuple[Path, ...],
+        shape: tuple[int, int],
+        tiers: Tiers,
+        *,
+        holes: Collection[int] = (),
+        filled: bool = True,
+    ) -> None:
         self.files = files
         self.shape = shape
         self.tiers = tiers
         self.device = tiers.device
+        self.holes = frozenset(holes)
+        self.filled = filled
+
+    def unfilled(self) -> StoredRows:
+        """The same rows, NaN where they are not finite: what follows from such a row is then NaN too."""
+        return StoredRows(self.files, self.shape, self.tiers, holes=self.holes, filled=False)
 
     def read(self, rows: slice) -> Tensor:
         start, stop = self._limits(rows)
@@ -112,7 +128,10 @@ class StoredRows(Rows):
             yield rows, self.read(rows)
 
     def _shard(self, number: int) -> Tensor:
-        return self.tiers.get(self.files[number])
+        values = self.tiers.get(self.files[number])
+        return (
+            values.masked_fill(values[:, :1].isnan(), 0.0) if self.filled and number in self.holes else values
+        )
 
 
 class ComputedRows(Rows):
@@ -173,6 +192,8 @@ class GradientRows(ComputedRows):
     rank one, so inner products never need the flat form:
     <g_i, g_j> = <p_i - y_i, p_j - y_j> * (<f_i, f_j> + 1).
 
+    A sample whose features or logits are NaN has rows of zeros.
+
     Args:
         features: (N, D), the classifier's input.
         logits: (N, C).
@@ -187,7 +208,7 @@ class GradientRows(ComputedRows):
         """softmax(logits) - onehot(label), (rows, C), and (features, 1), (rows, D + 1)."""
         features, logits = (source.read(rows) for source in self.sources)
         start, stop = self._limits(rows)
-        return residuals(self.labels[start:stop].to(self.device), logits), _extended(features)
+        return _factors(self.labels[start:stop].to(self.device), features, logits)
 
 
 class MeanRows(Rows):
@@ -255,10 +276,17 @@ def _extended(features: Tensor) -> Tensor:
     return torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
 
 
+def _factors(labels: Tensor, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(logits) - onehot(label), (B, C), and (features, 1), (B, D + 1); zeros for rows of NaN."""
+    absent = features[:, :1].isnan() | logits[:, :1].isnan()
+    left, right = residuals(labels, logits), _extended(features)
+    return left.masked_fill_(absent, 0.0), right.masked_fill_(absent, 0.0)
+
+
 def _flat_gradients(labels: Tensor, features: Tensor, logits: Tensor) -> Tensor:
     """(B, C * (D + 1))."""
-    flat = residuals(labels, logits)[:, :, None] * _extended(features)[:, None, :]
-    return flat.flatten(1)
+    left, right = _factors(labels, features, logits)
+    return (left[:, :, None] * right[:, None, :]).flatten(1)
 
 
 def prefetched(items: Iterator[T], *, ahead: int = 2) -> Iterator[T]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.cache import Cache, Features, Logits, Network, Rows
+from distill.cache import (
+    Cache,
+    ErrorNorms,
+    Features,
+    GradientNorms,
+    Gradients,
+    LastLayerGradients,
+    Limits,
+    Logits,
+    Loss,
+    Margins,
+    Network,
+    Projection,
+    Rows,
+)
 from distill.cache.rows import StoredRows
-from distill.contracts import Split
+from distill.contracts import Preprocessing, Split
 from distill.errors import InputError, NonFiniteError
 from distill.models.mlp import MLPConfig
 
@@ -193,16 +209,97 @@ def test_residuals_of_huge_logits_are_finite(make_cache: MakeCache, split: Split
     assert np.isfinite(residuals).all()
 
 
+def broken(network: Network, name: str) -> Network:
+    """The network with NaN in one of its tensors."""
+    return replace(network, state={**network.state, name: torch.full_like(network.state[name], torch.nan)})
+
+
 @pytest.mark.parametrize(
-    ("layer", "what"), [("body.0", "features of layer body.0"), ("penultimate", "logits")]
+    ("quantity", "name", "what"),
+    [
+        (Features("body.0"), "body.0.bias", "features of layer body.0"),
+        (Logits(), "classifier.bias", "logits"),
+    ],
 )
 def test_values_that_are_not_finite_are_refused(
-    layer: str, what: str, make_cache: MakeCache, split: Split, network: Network
+    quantity: Features | Logits,
+    name: str,
+    what: str,
+    make_cache: MakeCache,
+    split: Split,
+    network: Network,
 ) -> None:
-    name = "body.0.bias" if layer == "body.0" else "classifier.bias"
-    state = {**network.state, name: torch.full_like(network.state[name], float("nan"))}
-    broken = Network(network.model, network.image_shape, 3, network.preprocessing, state, facts={})
     cache = make_cache()
     with pytest.raises(NonFiniteError, match=f"37 images gave NaN or infinite {what}, the first .* image 0"):
-        cache.request(split, broken, [Features(layer)])
+        cache.request(split, broken(network, name), [quantity])
     assert not list(cache.folder.rglob("rows-*.npy"))
+
+
+def test_what_nobody_asked_for_is_not_judged(
+    make_cache: MakeCache, split: Split, network: Network, told: Any
+) -> None:
+    """Logits are written beside everything; that they are NaN does not matter to features before them."""
+    nan = broken(network, "classifier.bias")
+    features = make_cache().features(split, nan).read(slice(None))
+    assert torch.equal(features, make_cache().features(split, network).read(slice(None)))
+    assert told.warnings == []
+    with pytest.raises(NonFiniteError, match="37 of 37 images gave NaN or infinite logits"):
+        make_cache().logits(split, nan)
+    borne = make_cache(limits=Limits(non_finite=1.0))
+    assert not borne.logits(split, nan).read(slice(None)).any()
+    assert borne.images_forwarded == 0
+
+
+class NaNForBlack(MLPConfig):
+    """A network that gives NaN for black images."""
+
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> Any:
+        network = super().build(image_shape, classes)
+
+        class Poison(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x / (x.amax(dim=(1, 2, 3), keepdim=True) > 0)
+
+        network.body.insert(0, Poison())
+        return network
+
+
+def test_an_image_without_finite_values_has_rows_of_zeros_and_no_score(
+    make_cache: MakeCache, split: Split, told: Any
+) -> None:
+    images = split.images.clone()
+    images[20] = 0
+    split = Split(images, split.labels, "one black image")
+    state = NaNForBlack().build((2, 8, 8), 3).state_dict()
+    pixels = Preprocessing((0.0, 0.0), (1.0, 1.0))
+    network = Network(NaNForBlack(), (2, 8, 8), 3, pixels, state, facts={})
+    others = torch.arange(37) != 20
+    vectors: list[Any] = [Features(), Logits(), LastLayerGradients(), Gradients(Projection(dim=8))]
+    scores: list[Any] = [Loss(), Margins(), ErrorNorms(), GradientNorms()]
+    for _ in ("computed", "read"):
+        answers = make_cache(limits=Limits(non_finite=0.03)).request(split, network, vectors + scores)
+        for quantity in vectors + scores:
+            for values in (answers[quantity].read(slice(None)), answers[quantity].take(torch.arange(37))):
+                assert torch.isfinite(values[others]).all() and values[others].any(), quantity
+                bad = values[20]
+                assert bad.isnan().all() if quantity in scores else not bad.any(), quantity
+        for factor in answers[LastLayerGradients()].factors(slice(None)):
+            assert torch.isfinite(factor).all() and not factor[20].any()
+        assert (
+            "1 of 37 images gave values that are not finite; they are NaN in gradient norms" in told.warnings
+        )
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(29, False), (30, True)])
+def test_the_share_that_is_borne_is_what_is_written(
+    bad: int, refused: bool, make_cache: MakeCache, make_split: Callable[..., Split]
+) -> None:
+    """0.29 * 100 is 28.999... in binary."""
+    split = make_split(rows=100)
+    images = split.images.clone()
+    images[:bad] = 0
+    state = NaNForBlack().build((2, 8, 8), 3).state_dict()
+    network = Network(NaNForBlack(), (2, 8, 8), 3, Preprocessing((0.0,) * 2, (1.0,) * 2), state, facts={})
+    cache = make_cache(limits=Limits(non_finite=0.29))
+    with pytest.raises(NonFiniteError, match="30 of 100") if refused else nullcontext():
+        cache.logits(Split(images, split.labels, "black"), network)
