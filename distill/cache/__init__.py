@@ -15,9 +15,9 @@ from typing import Any, overload
 import torch
 
 from distill.cache.folder import claim, default_folder
-from distill.cache.forward import refuse_absent
+from distill.cache.forward import resolved
 from distill.cache.identity import cache_key
-from distill.cache.networks import Network, definition
+from distill.cache.networks import Network
 from distill.cache.passes import Limits, Pass, Wanted
 from distill.cache.projections import Projection
 from distill.cache.quantities import (
@@ -205,10 +205,15 @@ class Cache:
             for each in quantities
             if isinstance(each, Recorded)
         }
-        needed = tuple(dict.fromkeys(part for each in quantities for part in _stored(each)))
+        meant = {each: resolved(each, network.outline) for each in quantities}
+        needed = tuple(dict.fromkeys(part for each in quantities for part in _stored(meant[each])))
         # Logits cost nothing where a pass is made, and several scores follow from them.
         made = dict.fromkeys((*needed, Logits())) if needed else {}
-        folders = self._folders(made, split, network)
+        folders = {part: self._folder(part, split, network) for part in made}
+        as_asked = {meant[each]: each for each in reversed(quantities)}
+        for part, folder in folders.items():
+            told = self._parts(as_asked.get(part, part), split, network)  # type: ignore[arg-type]
+            folder.describe({"kind": part.kind, **told})
         work = Pass(split, network, folders, tiers=self.tiers, limits=self.limits, progress=self.progress)
         work.run(needed)
         self.images_forwarded += work.images_forwarded
@@ -216,25 +221,10 @@ class Cache:
         stored = {part: self._open(part, work, split, network) for part in needed}
         return Answers(
             {
-                each: recorded[each] if each in recorded else _answer(each, stored, split)
+                each: recorded[each] if each in recorded else _answer(meant[each], stored, split)
                 for each in quantities
             }
         )
-
-    def _folders(
-        self, quantities: Iterable[Wanted], split: Split, network: Network
-    ) -> dict[Wanted, ShardFolder]:
-        """Where each quantity lies; what the network cannot give is refused before anything is written."""
-        parts = {quantity: self._parts(quantity, split, network) for quantity in quantities}
-        folders = {quantity: self._folder(quantity, parts[quantity], len(split)) for quantity in parts}
-        fresh = [quantity for quantity, folder in folders.items() if not folder.folder.exists()]
-        if fresh:
-            shape, classes = network.image_shape, network.classes
-            module = definition(network.model, image_shape=shape, classes=classes)
-            refuse_absent(module, fresh, classes=classes)
-        for quantity, folder in folders.items():
-            folder.describe({"kind": quantity.kind, **parts[quantity]})
-        return folders
 
     def _parts(self, quantity: Wanted, split: Split, network: Network) -> dict[str, Any]:
         """Everything that decides the quantity's values."""
@@ -252,18 +242,17 @@ class Cache:
             parts["work_bytes"] = self.limits.work_bytes  # decides the blocks, and so the rounding
         return parts
 
-    def _folder(self, quantity: Wanted, parts: Mapping[str, Any], rows: int) -> ShardFolder:
+    def _folder(self, quantity: Wanted, split: Split, network: Network) -> ShardFolder:
         return ShardFolder(
-            self.folder / "rows" / cache_key(quantity.kind, parts),
-            rows=rows,
+            self.folder / "rows" / cache_key(quantity.kind, self._parts(quantity, split, network)),
+            rows=len(split),
             progress=self.progress,
             prefix="sums" if isinstance(quantity, Statistics) else "rows",
         )
 
     def _open(self, quantity: Wanted, work: Pass, split: Split, network: Network) -> Rows | LayerStatistics:
         if isinstance(quantity, Statistics):
-            module = network.module(torch.device("cpu"))
-            layout = StatisticsLayout.of(module, quantity, classes=network.classes)
+            layout = StatisticsLayout.of(network.outline, quantity, classes=network.classes)
             return layout.statistics(work.sums[quantity].values.to(self.device))
         shards = work.shards[quantity]
         files = tuple(shards[span].path for span in work.spans)

@@ -7,8 +7,8 @@ are does not depend on what else is asked for beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.cache.gradient_request import selected
 from distill.cache.networks import Network
 from distill.cache.per_sample import GradientPass
-from distill.cache.quantities import Features, GradientNorms, Gradients, Logits, Statistics, Stored
+from distill.cache.quantities import Features, GradientNorms, Gradients, Logits, Quantity, Statistics, Stored
 from distill.cache.rows import prefetched
 from distill.cache.statistics import StatisticsLayout
 from distill.cache.taps import Tap, feature_tap, listening
@@ -45,16 +45,28 @@ def _nothing() -> None:
     """Nobody waits for the last block."""
 
 
-def refuse_absent(module: nn.Module, quantities: Iterable[Stored | Statistics], *, classes: int) -> None:
-    """Raise InputError where a quantity names layers or parameters that the network lacks; nothing is computed."""
-    parameters = [name for name, _ in module.named_parameters()]
-    for quantity in quantities:
-        if isinstance(quantity, Features):
-            feature_tap(module, quantity.layer)
-        elif isinstance(quantity, Statistics):
-            StatisticsLayout.of(module, quantity, classes=classes)
-        elif isinstance(quantity, Gradients | GradientNorms):
-            selected(parameters, quantity.layers)
+def resolved(quantity: Quantity, module: nn.Module) -> Quantity:
+    """The quantity with the names that its patterns mean in a network, ("*",) where that is all; nothing is computed.
+
+    Raises:
+        InputError: the network has no such layer or parameter.
+    """
+    if isinstance(quantity, Features):
+        feature_tap(module, quantity.layer)
+    elif isinstance(quantity, Statistics):
+        every, chosen = (
+            StatisticsLayout.of(module, each, classes=1).names
+            for each in (replace(quantity, layers=("*",)), quantity)
+        )
+        return replace(quantity, layers=_short(chosen, every))
+    elif isinstance(quantity, Gradients | GradientNorms):
+        parameters = [name for name, _ in module.named_parameters()]
+        return replace(quantity, layers=_short(selected(parameters, quantity.layers), parameters))
+    return quantity
+
+
+def _short(chosen: Sequence[str], every: Sequence[str]) -> tuple[str, ...]:
+    return ("*",) if len(chosen) == len(every) else tuple(chosen)
 
 
 class Forward:

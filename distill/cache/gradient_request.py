@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,36 @@ class GradientRequest:
     layers: tuple[str, ...] = ("*",)
     of: Output = "loss"
     projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", as_patterns(self.layers))
+        refuse_other(self.of, get_args(Output))
+
+
+def as_patterns(layers: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of names as a tuple, which can be a key.
+
+    Raises:
+        InputError: one text, whose letters would be taken for patterns, or other things than texts.
+    """
+    if isinstance(layers, list | tuple) and all(isinstance(each, str) for each in layers):
+        return tuple(layers)
+    raise InputError(
+        "layers are patterns of names",
+        where="layers",
+        found=repr(layers),
+        allowed='a list or tuple of texts, such as ("body.*",)',
+        fix=f"write ({layers!r},)" if isinstance(layers, str) else None,
+    )
+
+
+def refuse_other(of: str, allowed: Sequence[str]) -> None:
+    """Raise InputError where `of` is none of the allowed words."""
+    if of in allowed:
+        return
+    close = nearest(str(of), list(allowed))
+    fix = f"did you mean {close!r}?" if close else None
+    raise InputError("of is none of these", where="of", found=repr(of), allowed=", ".join(allowed), fix=fix)
 
 
 class Answer:

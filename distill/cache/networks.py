@@ -64,6 +64,11 @@ class Network:
         return module.eval().requires_grad_(False)
 
     @cached_property
+    def outline(self) -> nn.Module:
+        """Its layers, and the names and shapes of its parameters; without memory for them."""
+        return definition(self.model, image_shape=self.image_shape, classes=self.classes).to("meta")
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides its outputs: definition, weights and preprocessing; JSON-able."""
         return {

@@ -10,11 +10,13 @@ gradients. In scores (losses, margins, lengths) it is NaN: any number would be a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from distill.cache.gradient_request import GradientRequest
+from distill.cache.gradient_request import GradientRequest, Output, as_patterns, refuse_other
 from distill.cache.projections import Projection
 from distill.cache.taps import PENULTIMATE
+
+LayerKind = Literal["batch_norm", "convolution"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,12 @@ class Gradients:
 
     projection: Projection = Projection()  # noqa: RUF009 - frozen
     layers: tuple[str, ...] = ("*",)
-    of: Literal["loss", "margin"] = "loss"
+    of: Output = "loss"
 
     kind = "gradients"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", self.request.layers)  # checked, a tuple
 
     @property
     def request(self) -> GradientRequest:
@@ -82,9 +87,12 @@ class GradientNorms:
     """
 
     layers: tuple[str, ...] = ("*",)
-    of: Literal["loss", "margin"] = "loss"
+    of: Output = "loss"
 
     kind = "gradient_norms"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", self.request.layers)  # checked, a tuple
 
     @property
     def request(self) -> GradientRequest:
@@ -101,11 +109,15 @@ class Statistics:
         per_class: whether each class has its own.
     """
 
-    of: Literal["batch_norm", "convolution"] = "batch_norm"
+    of: LayerKind = "batch_norm"
     layers: tuple[str, ...] = ("*",)
     per_class: bool = False
 
     kind = "statistics"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", as_patterns(self.layers))
+        refuse_other(self.of, get_args(LayerKind))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.cache import PENULTIMATE, Features, Gradients, Projection, Rows
-from distill.cache.forward import refuse_absent
+from distill.cache.forward import resolved
 from distill.cache.networks import definition
 from distill.cache.teachers import TeacherConfig, train_teacher
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind, Training
@@ -80,7 +80,7 @@ class FeatureSelector(Selector):
             # Now, and not after the network was trained.
             shape, classes = source.image_shape, len(source.classes)
             module = definition(config.network.model, image_shape=shape, classes=classes)
-            refuse_absent(module, [Features(config.layer)], classes=classes)
+            resolved(Features(config.layer), module)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         space = FeatureSpace(ctx, source, self.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -180,6 +181,49 @@ def test_every_option_of_a_quantity_is_a_part(make_cache: MakeCache, split: Spli
     folders = {key(cache, quantity, split, network) for quantity in QUANTITIES}
     # The default projection is one of the three kinds.
     assert len(folders) == len(set(QUANTITIES)) == len(QUANTITIES)
+
+
+ALIKE: list[tuple[Any, ...]] = [
+    tuple(GradientNorms(layers=layers) for layers in (("*",), ("*", "body"), ("classifier", "body"))),
+    tuple(
+        Gradients(Projection(dim=8), layers=layers)
+        for layers in (("body.[23]",), ("body.2.*", "body.3"), ("body.3.*", "body.2.weight", "body.2.bias"))
+    ),
+    tuple(
+        Statistics(of="convolution", layers=layers) for layers in (("*",), ("body.2", "body.0"), ("body.?",))
+    ),
+]
+
+
+@pytest.mark.parametrize("alike", ALIKE, ids=lambda alike: type(alike[0]).__name__)
+def test_patterns_that_mean_the_same_share_one_answer(
+    alike: tuple[Any, ...], make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    cache = make_cache()
+    first = cache.request(split, network, alike[:1])[alike[0]]
+    assert cache.images_forwarded == 37
+    others = cache.request(split, network, alike)
+    assert cache.images_forwarded == 37
+    assert list(others) == list(alike)
+    for quantity in alike:
+        if isinstance(quantity, Statistics):
+            assert torch.equal(others[quantity]["body.0"].mean, first["body.0"].mean)
+        else:
+            assert files(others[quantity]) == files(first)
+    kinds = [json.loads(path.read_text())["parts"] for path in cache.folder.rglob("manifest.json")]
+    (told,) = [parts for parts in kinds if parts["kind"] == alike[0].kind]
+    assert told["layers"] == list(alike[0].layers), "as it was asked"
+
+
+def test_patterns_that_mean_something_else_are_told_apart(
+    make_cache: MakeCache, split: Split, network: Network
+) -> None:
+    cache = make_cache()
+    asked = [GradientNorms(), GradientNorms(layers=("body",)), GradientNorms(layers=("body.0",))]
+    answers = cache.request(split, network, asked)
+    values = [answers[each].read(slice(None)) for each in asked]
+    assert (values[0] > values[1]).all() and (values[1] >= values[2]).all()
+    assert not torch.equal(values[1], values[2])
 
 
 @pytest.mark.parametrize("quantity", [Features(), Gradients(), GradientNorms(), Statistics()], ids=str)

@@ -25,6 +25,7 @@ from distill.cache import (
     Network,
     Statistics,
 )
+from distill.cache.gradient_request import GradientRequest
 from distill.cache.projections import Projection
 from distill.cache.quantities import Quantity
 from distill.contracts import Split
@@ -166,6 +167,39 @@ def test_a_pattern_that_fits_no_parameter(make_cache: MakeCache, split: Split, n
     with pytest.raises(InputError) as caught:
         make_cache().request(split, network, [GradientNorms(layers=("head.*",))])
     assert "classifier.weight" in str(caught.value)
+
+
+def test_patterns_may_be_a_list() -> None:
+    for make in (Gradients, GradientNorms, Statistics, GradientRequest):
+        assert make(layers=["body"]) == make(layers=("body",))
+        assert hash(make(layers=["body"])) == hash(make(layers=("body",)))
+
+
+@pytest.mark.parametrize("make", [Gradients, GradientNorms, Statistics, GradientRequest])
+@pytest.mark.parametrize(
+    ("wrong", "fix"),
+    [
+        ({"layers": "body"}, "write ('body',)"),
+        ({"layers": (1,)}, None),
+        ({"layers": None}, None),
+        ({"of": "nothing"}, None),
+    ],
+    ids=str,
+)
+def test_arguments_that_mean_nothing(
+    make: Callable[..., object], wrong: dict[str, object], fix: str | None
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make(**wrong)
+    assert caught.value.where == next(iter(wrong))
+    assert caught.value.found == repr(next(iter(wrong.values())))
+    assert caught.value.fix == fix
+
+
+def test_margins_is_no_margin() -> None:
+    with pytest.raises(InputError) as caught:
+        Gradients(of="margins")  # type: ignore[arg-type]
+    assert (caught.value.allowed, caught.value.fix) == ("loss, margin", "did you mean 'margin'?")
 
 
 @pytest.mark.parametrize(
