@@ -157,15 +157,33 @@ class Cache:
         return self.request(split, network, [Logits()])[Logits()]
 
     def gradients(
-        self, split: Split, networks: Network | Sequence[Network], quantity: Gradients | None = None
+        self,
+        split: Split,
+        networks: Network | Sequence[Network],
+        quantity: Gradients | None = None,
+        *,
+        weights: Sequence[float] | None = None,
+        normalise: bool = True,
     ) -> Rows:
-        """Projected per-sample gradients, float32 (N, k); of several networks the mean of rows scaled to length 1."""
+        """Projected per-sample gradients, float32 (N, k): of one network, or the mean over several.
+
+        Args:
+            split: whose samples.
+            networks: one, whose gradients are given as they are, or several, such as checkpoints of a training.
+            quantity: which gradients.
+            weights: how much each of several networks counts, such as the learning rates at its checkpoints (LESS,
+                Xia et al., ICML 2024); None is alike.
+            normalise: whether rows of several networks are scaled to length 1 before their mean.
+
+        Raises:
+            InputError: weights that have no mean.
+        """
         quantity = quantity or Gradients()
         if isinstance(networks, Network):
+            assert weights is None, "one network has no mean"
             return self.request(split, networks, [quantity])[quantity]
-        return MeanRows(
-            [self.request(split, network, [quantity])[quantity] for network in networks], normalise=True
-        )
+        parts = [self.request(split, network, [quantity])[quantity] for network in networks]
+        return MeanRows(parts, normalise=normalise, weights=weights)
 
     def last_layer_gradients(self, split: Split, network: Network) -> GradientRows:
         """Last-layer gradients of every sample's cross-entropy."""

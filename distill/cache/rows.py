@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from distill.cache.shards import SHARD_ROWS
 from distill.cache.tiers import Tiers, read_ahead
+from distill.errors import InputError
 
 T = TypeVar("T")
 
@@ -204,11 +206,19 @@ class GradientRows(ComputedRows):
         width = logits.shape[1] * (features.shape[1] + 1)
         super().__init__(_flat_gradients, (features, logits), labels, width=width)
 
-    def factors(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """softmax(logits) - onehot(label), (rows, C), and (features, 1), (rows, D + 1)."""
-        features, logits = (source.read(rows) for source in self.sources)
-        start, stop = self._limits(rows)
-        return _factors(self.labels[start:stop].to(self.device), features, logits)
+    def factors(self, rows: slice | Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
+        """softmax(logits) - onehot(label), (rows, C), and (features, 1), (rows, D + 1).
+
+        Args:
+            rows: consecutive ones as for `read`, or indices as for `take`.
+        """
+        if isinstance(rows, slice):
+            block = slice(*self._limits(rows))
+            labels, parts = self.labels[block], [source.read(block) for source in self.sources]
+        else:
+            wanted = torch.as_tensor(rows, device="cpu")
+            labels, parts = self.labels[wanted], [source.take(wanted) for source in self.sources]
+        return _factors(labels.to(self.device), *parts)
 
 
 class MeanRows(Rows):
@@ -218,13 +228,20 @@ class MeanRows(Rows):
         parts: arrays (N, D).
         normalise: whether every row of every part is first scaled to length 1 (rows of zeros stay so): checkpoints
             with large gradients would otherwise decide alone.
+        weights: how much each part counts, such as the learning rate at its checkpoint; None is alike.
+
+    Raises:
+        InputError: weights that have no mean.
     """
 
-    def __init__(self, parts: Sequence[Rows], *, normalise: bool) -> None:
+    def __init__(
+        self, parts: Sequence[Rows], *, normalise: bool, weights: Sequence[float] | None = None
+    ) -> None:
         shapes = {part.shape for part in parts}
         assert len(shapes) == 1, f"arrays of one shape have a mean, not {shapes}"
         self.parts = tuple(parts)
         self.normalise = normalise
+        self.shares = None if weights is None else _shares(weights, len(parts))
         self.shape = parts[0].shape
         self.device = parts[0].device
 
@@ -237,7 +254,26 @@ class MeanRows(Rows):
     def _mean(self, values: list[Tensor]) -> Tensor:
         if self.normalise:
             values = [F.normalize(each, dim=1) for each in values]
-        return torch.stack(values).mean(dim=0)
+        if self.shares is None:
+            return torch.stack(values).mean(dim=0)
+        whole = self.shares[0] * values[0]
+        for share, each in zip(self.shares[1:], values[1:], strict=True):
+            whole.add_(each, alpha=share)
+        return whole
+
+
+def _shares(weights: Sequence[float], count: int) -> list[float]:
+    """The weights divided by their sum."""
+    given = [float(weight) for weight in weights]
+    total = math.fsum(given)
+    if len(given) == count and all(weight >= 0 for weight in given) and 0 < total < math.inf:
+        return [weight / total for weight in given]
+    raise InputError(
+        "these weights have no mean over the networks",
+        where="weights",
+        found=", ".join(f"{weight:g}" for weight in given) or "none",
+        allowed=f"{count} numbers of at least 0, one of them greater: one a network",
+    )
 
 
 def residuals(labels: Tensor, logits: Tensor) -> Tensor:

@@ -131,6 +131,32 @@ def test_the_mean_over_checkpoints_scales_each_row(
     assert cache.images_forwarded == 2 * 37
 
 
+def test_checkpoints_may_weigh_otherwise_and_keep_their_lengths(
+    make_cache: MakeCache, split: Split, make_network: Callable[..., Network]
+) -> None:
+    networks = [make_network(seed=seed) for seed in range(3)]
+    cache = make_cache()
+    parts = [cache.gradients(split, each, SMALL).read(EVERYTHING) for each in networks]
+    lengths = [part.norm(dim=1, keepdim=True) for part in parts]
+    weighed = cache.gradients(split, networks, SMALL, weights=[1, 0, 3])
+    expected = parts[0] / lengths[0] / 4 + parts[2] / lengths[2] * 3 / 4
+    torch.testing.assert_close(weighed.read(EVERYTHING), expected)
+    torch.testing.assert_close(weighed.take(torch.tensor([7, 7])), expected[[7, 7]])
+    plain = cache.gradients(split, networks, SMALL, normalise=False)
+    torch.testing.assert_close(plain.read(EVERYTHING), torch.stack(parts).mean(dim=0))
+    again = cache.gradients(split, networks[0], SMALL).read(EVERYTHING)
+    assert torch.equal(again, parts[0]), "what the cache keeps is not changed"
+
+
+@pytest.mark.parametrize("weights", [[], [1.0], [1, 2, 3], [1, -1], [0, 0], [1, torch.inf], [1, torch.nan]])
+def test_weights_without_a_mean(
+    weights: list[float], make_cache: MakeCache, split: Split, make_network: Callable[..., Network]
+) -> None:
+    with pytest.raises(InputError, match="have no mean") as caught:
+        make_cache().gradients(split, [make_network(), make_network(seed=1)], SMALL, weights=weights)
+    assert caught.value.where == "weights"
+
+
 def test_a_score_is_averaged_over_networks(
     make_cache: MakeCache, split: Split, make_network: Callable
 ) -> None:

@@ -200,6 +200,17 @@ def test_inner_products_of_gradients_need_no_flat_form(
     np.testing.assert_allclose(residuals.sum(axis=1), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "rows", [slice(3, 20), slice(-2, None), [], [36, 0, 0], torch.tensor([16, 15])], ids=str
+)
+def test_factors_of_any_rows(rows: Any, make_cache: MakeCache, split: Split, network: Network) -> None:
+    gradients = make_cache().last_layer_gradients(split, network)
+    whole = gradients.factors(slice(None))
+    wanted = np.array(rows, dtype=np.int64) if isinstance(rows, list) else rows
+    for part, expected in zip(gradients.factors(wanted), whole, strict=True):
+        np.testing.assert_allclose(part, expected[wanted], rtol=1e-6, atol=1e-7)
+
+
 def test_residuals_of_huge_logits_are_finite(make_cache: MakeCache, split: Split, network: Network) -> None:
     state = {
         name: value * 1e4 if name.startswith("classifier") else value for name, value in network.state.items()
