@@ -12,7 +12,6 @@ file itself, mapped into memory, of which the operating system keeps pages as it
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import threading
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -144,12 +144,15 @@ class Tiers:
 
 
 def map_file(path: Path) -> Tensor:
-    """A shard's file mapped into memory, (rows, D); changes of the tensor would not reach the file."""
+    """A shard's file mapped into memory, (rows, D); changes of the tensor would not reach the file.
+
+    No file stays open, unlike with `mmap` and `numpy.memmap`: a process may hold far more mappings than open files.
+    """
     with path.open("rb") as file:
-        head = file.read(_HEAD)
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    shape, dtype, start = _read_header(head)
-    return torch.frombuffer(pages, dtype=dtype, offset=start).view(shape)
+        shape, dtype, start = _read_header(file.read(_HEAD))
+    skipped = start // dtype.itemsize
+    whole = torch.from_file(str(path), shared=False, size=skipped + prod(shape), dtype=dtype)
+    return whole[skipped:].view(shape)
 
 
 @lru_cache(maxsize=64)

@@ -139,3 +139,24 @@ def test_rows_are_the_same_wherever_they_are_kept(
 
 def test_free_memory_is_told() -> None:
     assert 1 << 20 < free_host_bytes() < 1 << 50
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc tells what is open")
+def test_shards_that_are_kept_hold_no_file_open(tmp_path: Path) -> None:
+    """A process may open about a thousand files, and an array may have more shards."""
+    paths = write(tmp_path / "a", 50)
+    kept_by = tiers(0, 50)
+    opened = Path("/proc/self/fd")
+    before = len(list(opened.iterdir()))
+    for path in paths:
+        read(kept_by, path)
+    assert len(kept(kept_by.on_host)) == 50
+    assert len(list(opened.iterdir())) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2048, 32)])
+def test_a_mapped_file_is_what_numpy_reads(shape: tuple[int, int], dtype: type, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    np.save(tmp_path / "a.npy", values)
+    assert np.array_equal(map_file(tmp_path / "a.npy"), values)
