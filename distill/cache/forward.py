@@ -127,11 +127,15 @@ class Forward:
         `before_last` is called before the last block is computed.
         """
         parts: dict[Stored | Statistics, list[Part]] = {quantity: [] for quantity in self.quantities}
+        sums = {
+            quantity: torch.zeros(layout.classes, layout.width, dtype=torch.float64, device=self.device)
+            for quantity, layout in self.layouts.items()
+        }
         blocks = -(-len(span) // FORWARD_ROWS)
         for number, (images, labels) in enumerate(self._blocks(split, span), start=1):
             if number == blocks:
                 before_last()
-            for quantity, part in self._block(images, labels).items():
+            for quantity, part in self._block(images, labels, sums).items():
                 parts[quantity].append(part)
         return {quantity: self._joined(quantity, found) for quantity, found in parts.items()}
 
@@ -148,12 +152,17 @@ class Forward:
         images = DeviceImages(pool, self.device)
         return next(images.blocks(FORWARD_ROWS)), pool.targets.to(self.device)
 
-    def _block(self, images: Tensor, labels: Tensor) -> dict[Stored | Statistics, Part]:
+    def _block(
+        self, images: Tensor, labels: Tensor, sums: dict[Statistics, Tensor]
+    ) -> dict[Stored | Statistics, Part]:
+        """Every quantity over a block; statistics are added to `sums`, which their parts share."""
         logits, caught, gradients = self._compute(images, labels)
         found: dict[Stored | Statistics, Part] = {}
         for quantity in self.quantities:
             if isinstance(quantity, Statistics):
-                found[quantity] = self._sums(quantity, caught, labels)
+                moments = [caught[tap] for tap in self._layer_taps[quantity]]
+                bad = self.layouts[quantity].add(sums[quantity], moments, labels)
+                found[quantity] = Part(sums[quantity], bad)
                 continue
             if isinstance(quantity, Features):
                 values = _last(caught[self.features[quantity]], quantity.layer)
@@ -183,16 +192,10 @@ class Forward:
         }
         return logits.detach(), caught, gradients
 
-    def _sums(self, quantity: Statistics, caught: dict[Tap, list[Tensor]], labels: Tensor) -> Part:
-        layout = self.layouts[quantity]
-        sums = torch.zeros(layout.classes, layout.width, dtype=torch.float64, device=self.device)
-        bad = layout.add(sums, [caught[tap] for tap in self._layer_taps[quantity]], labels)
-        return Part(sums, bad)
-
     def _joined(self, quantity: Stored | Statistics, parts: list[Part]) -> Part:
         bad = torch.cat([part.bad for part in parts])
         values = [part.values for part in parts]
-        whole = torch.stack(values).sum(dim=0) if isinstance(quantity, Statistics) else torch.cat(values)
+        whole = values[-1] if isinstance(quantity, Statistics) else torch.cat(values)
         return Part(whole, bad)
 
 

@@ -2,18 +2,19 @@
 
 What is asked for is looked up shard by shard; ranges of which anything is missing go forward once, and each quantity
 that a range lacks is written. A range is written while the next one is computed, and is on the disk before that is
-finished: a kill loses at most one finished range.
+finished: a kill loses at most one finished range, or of statistics for each class those since the last writing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +22,16 @@ from distill.cache.forward import Forward, Part
 from distill.cache.networks import Network
 from distill.cache.quantities import Features, GradientNorms, Statistics, Stored
 from distill.cache.shards import Shard, ShardFolder, count_bad, shard_ranges
-from distill.cache.tiers import Tiers, map_file
+from distill.cache.tiers import Tiers
 from distill.contracts import Progress, Split
 from distill.errors import NonFiniteError
 from distill.training.memory import memory_errors
 
 Wanted = Stored | Statistics
+
+# What writing running sums may cost, about as much as a row of features. Sums for each of many classes are larger than
+# what a range of samples adds to them; a killed run then computes again what was passed since they were last written.
+SUM_BYTES_A_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,13 @@ class Sums:
         stop: how many samples, from the first, they hold.
         values: float64 (classes, width), empty where `stop` is 0.
         bad: samples left out because they were not finite.
+        written: how many samples the sums on disk hold.
     """
 
     stop: int
     values: Tensor
     bad: int
+    written: int
 
 
 class Pass:
@@ -160,13 +167,16 @@ class Pass:
             self.tiers.put(shard.path, values)
 
     def _store_sums(self, quantity: Statistics, span: range, part: Part, bad: int) -> None:
-        """Replace the sums up to `span` by those that hold it too."""
+        """Add a range to the sums, and write them once that outweighs computing the range again."""
         before, folder = self.sums[quantity], self.folders[quantity]
         assert before.stop == span.start, "sums are taken in the order of the samples"
-        values = part.values.cpu() + before.values if before.stop else part.values.cpu()
-        folder.write(range(span.stop), values.numpy(), bad=before.bad + bad)
-        self.sums[quantity] = Sums(span.stop, values, before.bad + bad)
-        folder.remove_sums_before(span.stop)
+        values = before.values.add_(part.values.cpu()) if before.stop else part.values.cpu()
+        sums = Sums(span.stop, values, before.bad + bad, before.written)
+        if (span.stop - before.written) * SUM_BYTES_A_SAMPLE >= values.nbytes or span.stop == len(self.split):
+            folder.write(range(span.stop), values.numpy(), bad=sums.bad)
+            folder.remove_sums_before(span.stop)
+            sums = replace(sums, written=span.stop)
+        self.sums[quantity] = sums
 
     def _bad(self, quantity: Wanted) -> int:
         """Samples known to have values that are not finite."""
@@ -205,10 +215,11 @@ def _latest_sums(folder: ShardFolder) -> Sums:
     while True:
         shards = folder.present().values()
         if not shards:
-            return Sums(0, torch.empty(0), 0)
+            return Sums(0, torch.empty(0), 0, 0)
         latest = max(shards, key=lambda shard: shard.span.stop)
         try:
-            return Sums(latest.span.stop, map_file(latest.path).clone(), latest.bad)
+            values = torch.from_numpy(np.load(latest.path, allow_pickle=False))
+            return Sums(latest.span.stop, values, latest.bad, latest.span.stop)
         except FileNotFoundError:
             continue
 

@@ -115,7 +115,7 @@ class StatisticsLayout:
         classes = labels if self.classes > 1 else torch.zeros_like(labels)
         # A product instead of index_add_, whose order of additions on a GPU is another each time.
         members = nn.functional.one_hot(classes, self.classes).to(counted.dtype)  # (B, C)
-        sums += members.T @ counted
+        sums.addmm_(members.T, counted)
         return bad
 
     def statistics(self, sums: Tensor) -> LayerStatistics:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.cache import Cache, Features, Limits, Network, Statistics
+from distill.cache import Cache, Features, Limits, Network, Statistics, passes
+from distill.cache.shards import ShardFolder
 from distill.contracts import Preprocessing, Split
 from distill.errors import InputError, NonFiniteError
 from distill.models.mlp import MLPConfig
@@ -169,6 +170,31 @@ def test_an_interrupted_pass_goes_on_where_it_was(
     assert sums(cache.folder) == ["sums-0000000000-0000000037"] * 2
     assert {path.name for path in cache.folder.rglob("sums-*.npy")} == finished, "the same bytes"
     assert torch.equal(again["body.1"].var, whole["body.1"].var)
+
+
+def test_large_sums_are_written_seldom(
+    make_cache: MakeCache, make_split: Callable[..., Split], make_network: MakeNetwork, monkeypatch: Any
+) -> None:
+    """Sums of 3 classes by 17 numbers, 408 bytes: at 8 bytes a sample every fourth range of 16, and the last."""
+    network, split = make_network(BATCH), make_split(16 * 9 + 5)
+    quantity = Statistics(per_class=True)
+    often = make_cache().statistics(split, network, quantity)["body.1"]
+    finished = {path.name for path in make_cache().folder.rglob("sums-*.npy")}
+    written = []
+    write = ShardFolder.write
+
+    def noting(self: ShardFolder, span: range, values: Any, *, bad: int = 0) -> Any:
+        if self.prefix == "sums":
+            written.append(span.stop)
+        return write(self, span, values, bad=bad)
+
+    monkeypatch.setattr(ShardFolder, "write", noting)
+    monkeypatch.setattr(passes, "SUM_BYTES_A_SAMPLE", 8)
+    other = Split(split.images, split.labels, "the same under another name")
+    seldom = make_cache().statistics(other, network, quantity)["body.1"]
+    assert written == [64, 128, 149]
+    assert torch.equal(seldom.mean, often.mean) and torch.equal(seldom.var, often.var)
+    assert {path.name for path in make_cache().folder.rglob("sums-*.npy")} == finished, "the same bytes"
 
 
 class BlackIsNothing(MLPConfig):
