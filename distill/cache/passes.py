@@ -133,6 +133,7 @@ class Pass:
                 parts = passes[lacking].over(self.split, span, before_last=writer.wait)
                 self.images_forwarded += len(span)
                 writer.do(partial(self._store, span, parts, needed))
+                del parts  # the writer's alone: freed once they are written, before the next are joined
                 task.advance(len(span))
 
     def _forward(self, quantities: tuple[Wanted, ...]) -> Forward:

@@ -22,17 +22,19 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from distill.cache.identity import PRODUCER_VERSION
 from distill.contracts import Progress
-from distill.files import disk_errors, remove_stale_partials, write_bytes_atomically
+from distill.files import disk_errors, remove_stale_partials, write_atomically, write_bytes_atomically
 
 SHARD_ROWS = 2048
 MANIFEST = "manifest.json"
+State = Literal["whole", "damaged", "gone"]
 _NAME = re.compile(r"([a-z]+)-(\d{10})-(\d{10})(?:-bad-(\d+))?\.([0-9a-f]{64})\.npy")
 _CHECKED = ".checked"
 
@@ -112,8 +114,12 @@ class ShardFolder:
             if shard is None:
                 continue
             if entry not in checked:
-                if not is_whole(shard.path, shard.sha256):
+                state = state_of(shard.path, shard.sha256)
+                if state == "damaged":
+                    with disk_errors(shard.path):
+                        shard.path.unlink(missing_ok=True)
                     self.progress.warn(f"{shard.path} is damaged and will be computed again")
+                if state != "whole":
                     continue
                 checked.add(shard.path)
             found[shard.span] = shard
@@ -121,13 +127,11 @@ class ShardFolder:
 
     def write(self, span: range, values: np.ndarray, *, bad: int = 0) -> Shard:
         """Store the rows `span` (len(span), D), `bad` of which were not finite."""
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(values), allow_pickle=False)
-        data = buffer.getbuffer()
-        sha256 = hashlib.sha256(data).hexdigest()
+        parts = _npy(values)
+        sha256 = _sha256_of(parts)
         told = f"-bad-{bad}" if bad else ""
         path = self.folder / f"{self.prefix}-{span.start:010d}-{span.stop:010d}{told}.{sha256}.npy"
-        write_bytes_atomically(path, data)
+        write_atomically(path, partial(_write_parts, parts))
         _Checked(self.folder / _CHECKED).add(path)
         return Shard(path, span, bad, sha256)
 
@@ -171,27 +175,40 @@ class _Checked:
                 file.write(f"{line}\n")
 
 
+def _npy(values: np.ndarray) -> tuple[memoryview, memoryview]:
+    """What `numpy.save` writes: the head, and the values without a copy of them."""
+    whole = np.ascontiguousarray(values)
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(whole))
+    return head.getbuffer(), whole.reshape(-1).view(np.uint8).data
+
+
+def _sha256_of(parts: Iterable[memoryview]) -> str:
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(part)
+    return result.hexdigest()
+
+
+def _write_parts(parts: Iterable[memoryview], path: Path) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+
+
 def _line(name: str, facts: os.stat_result) -> str:
     return f"{name} {facts.st_size} {facts.st_mtime_ns}"
 
 
-def has_sha256(path: Path, sha256: str) -> bool:
-    """Whether the file is there and its bytes have this sha256 (hex)."""
+def state_of(path: Path, sha256: str) -> State:
+    """Whether the file's bytes have this sha256 (hex); `gone` where another process removed or replaced it."""
     with disk_errors(path):
         try:
             with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+                found = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
-            return False  # another process removed it
-
-
-def is_whole(path: Path, sha256: str) -> bool:
-    """`has_sha256`; a file that has another is removed."""
-    whole = has_sha256(path, sha256)
-    if not whole:
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
-    return whole
+            return "gone"
+    return "whole" if found == sha256 else "damaged"
 
 
 def count_bad(shards: Iterable[Shard]) -> int:

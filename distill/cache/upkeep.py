@@ -7,6 +7,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from distill.cache.folder import is_cache, lock_alone, refuse_other_format
 from distill.cache.identity import PRODUCER_VERSION
 from distill.cache.networks import read_facts
-from distill.cache.shards import MANIFEST, Shard, has_sha256, shard_ranges
+from distill.cache.shards import MANIFEST, Shard, shard_ranges, state_of
 from distill.cache.trajectories import HEADER, damaged_experts, experts_held, marks_in
 from distill.errors import InputError
 from distill.files import PARTIAL, disk_errors
@@ -66,7 +67,9 @@ def damaged(folder: Path) -> Iterator[tuple[Path, bool]]:
     for path in sorted(folder.rglob("*")):
         checksum = _checksum(path)
         if checksum is not None:
-            yield path, has_sha256(path, checksum)
+            state = state_of(path, checksum)
+            if state != "gone":  # a run has put newer sums, or a newer network, in its place
+                yield path, state == "whole"
     for header in sorted((folder / "trajectories").glob(f"*/{HEADER}")):
         broken = damaged_experts(header.parent)
         for expert, sha256 in marks_in(header.parent).items():
@@ -215,7 +218,12 @@ def _checksum(path: Path) -> str | None:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    """Bytes of the folder's files; those that a run removes meanwhile do not count."""
+    total = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,22 +98,61 @@ def test_a_missing_shard_alone_is_computed(
 
 
 def test_a_shard_that_another_process_removed_is_computed(
-    make_cache: MakeCache, split: Split, network: Network, monkeypatch: pytest.MonkeyPatch
+    make_cache: MakeCache, split: Split, network: Network, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Removed after it was listed: that is no fault of the user's."""
     make_cache().request(split, network, BOTH)
     first = shard_files(make_cache().folder)[0]
     os.utime(first)  # so that it is summed again
-    is_whole = shards.is_whole
+    state_of = shards.state_of
 
-    def removed(path: Path, sha256: str) -> bool:
+    def removed(path: Path, sha256: str) -> shards.State:
         first.unlink(missing_ok=True)
-        return is_whole(path, sha256)
+        return state_of(path, sha256)
 
-    monkeypatch.setattr(shards, "is_whole", removed)
+    monkeypatch.setattr(shards, "state_of", removed)
     cache = make_cache()
     cache.request(split, network, BOTH)
     assert cache.images_forwarded == 16
+    assert told.warnings == []
+
+
+def test_sums_that_another_process_replaces_meanwhile(
+    make_cache: MakeCache, split: Split, make_network: Callable[..., Network], told: Any, monkeypatch: Any
+) -> None:
+    network = make_network({"name": "convnet", "width": 4, "norm": "batch"})
+    make_cache().statistics(split, network)
+    (path,) = make_cache().folder.rglob("sums-*.npy")
+    (path.parent / ".checked").unlink()
+    state_of = shards.state_of
+
+    def replaced(path: Path, sha256: str) -> shards.State:
+        path.unlink()
+        return state_of(path, sha256)
+
+    monkeypatch.setattr(shards, "state_of", replaced)
+    make_cache().statistics(split, network)
+    assert told.warnings == []
+
+
+def test_a_shard_is_what_numpy_saves(tmp_path: Path, told: Any) -> None:
+    folder = shards.ShardFolder(tmp_path, rows=6, progress=told)
+    values = np.arange(24, dtype=np.float32).reshape(4, 6).T  # not contiguous
+    shard = folder.write(range(6), values)
+    np.save(tmp_path / "expected.npy", np.ascontiguousarray(values))
+    data = shard.path.read_bytes()
+    assert data == (tmp_path / "expected.npy").read_bytes()
+    assert shard.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_a_shard_is_written_without_a_copy(tmp_path: Path, told: Any) -> None:
+    folder = shards.ShardFolder(tmp_path, rows=1024, progress=told)
+    values = np.ones((1024, 1024), np.float32)
+    tracemalloc.start()
+    folder.write(range(1024), values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < values.nbytes / 4
 
 
 def test_files_of_other_names_are_left_alone(make_cache: MakeCache, split: Split, network: Network) -> None:
@@ -193,14 +235,14 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(
     cache = make_cache()
     for quantity in BOTH:
         cache._folder(quantity, split, network)
-    write_bytes = Path.write_bytes
+    write_parts = shards._write_parts
 
-    def fails_half_way(path: Path, data: bytes) -> int:
-        write_bytes(path, data[:10])
+    def fails_half_way(parts: Sequence[memoryview], path: Path) -> None:
+        write_parts(parts[:1], path)
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", fails_half_way)
+        patch.setattr(shards, "_write_parts", fails_half_way)
         with pytest.raises(InputError, match=message) as caught:
             cache.request(split, network, BOTH)
     assert caught.value.exit_code == 2
@@ -259,15 +301,15 @@ SCRIPT = textwrap.dedent(
         files.os.replace = replacing
 
     def die_half_written(count):
-        write = Path.write_bytes
-        def writing(path, data):
+        sync = files.sync
+        def syncing(path):
             nonlocal count
-            count -= 1
+            count -= path.name.endswith(".partial")
             if count == 0:
-                write(path, bytes(data)[:40])
+                os.truncate(path, 40)
                 os.kill(os.getpid(), signal.SIGKILL)
-            return write(path, data)
-        Path.write_bytes = writing
+            sync(path)
+        files.sync = syncing
 
     def child(folder, trouble=lambda: None):
         read, write = os.pipe()

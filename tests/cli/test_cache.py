@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,29 @@ def test_verify_finds_what_reading_does_not_look_for(filled: Path, call: Call) -
     assert removed.exit_code == 0
     assert not path.exists()
     assert call("cache", "verify").exit_code == 0
+
+
+def test_files_that_a_run_removes_meanwhile(
+    filled: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed, and gone before they are looked at: partial files, and sums that newer ones replace."""
+    gone = [
+        next(filled.rglob("rows-*.npy")).with_name(name) for name in (".a.partial", f"sums.{'0' * 64}.npy")
+    ]
+    listed = Path.iterdir
+    globbed = Path.rglob
+
+    def with_gone(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
+        yield from paths
+        if folder in gone[0].parents:
+            yield from gone
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: with_gone(listed(path), path))
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: with_gone(globbed(path, pattern), path))
+    assert call("cache", "ls").exit_code == 0
+    found = call("cache", "verify")
+    assert found.exit_code == 0, found.output
+    assert "3 files, 3 whole" in found.stdout
 
 
 @pytest.mark.parametrize("command", [["ls"], ["gc"], ["verify"]])
