@@ -61,16 +61,26 @@ class CountSketch:
             self.order = counter_permutation(derive_seed(seed, "order"), 0, self.width, device=device)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(B, p) -> (B, k)."""
+        """(B, p, ...) -> (B, k, ...), of vectors along dimension 1."""
         rotated = self.by_gathering(values) if values.is_cuda else self.by_slices(values)
         if self.order is not None:
             rotated = rotated.index_select(1, self.order)
-        return rotated.view(len(values), -1, self.dim).sum(dim=1)
+        return rotated.unflatten(1, (-1, self.dim)).sum(dim=1)
+
+    def buckets(self) -> Tensor:
+        """int64 (p,): where each coordinate goes."""
+        coordinates = torch.arange(len(self.signs), device=self.signs.device)
+        offsets = torch.tensor(self.offsets, device=self.signs.device)
+        places = (coordinates + offsets[coordinates // self.width]) % self.width
+        if self.order is not None:
+            places = self.order.argsort()[places]
+        return places % self.dim
 
     def by_slices(self, values: Tensor) -> Tensor:
-        """The sum of the rotated runs, (B, p) -> (B, K), a slice at a time: no copy of the values is made."""
-        sums = values.new_zeros(len(values), 2 * self.width)
-        runs = zip(self.offsets, values.split(self.width, 1), self.signs.split(self.width), strict=True)
+        """The sum of the rotated runs, (B, p, ...) -> (B, K, ...), a slice at a time: no copy of the values is made."""
+        sums = values.new_zeros(len(values), 2 * self.width, *values.shape[2:])
+        along = self.signs.view(-1, *(1 for _ in values.shape[2:]))
+        runs = zip(self.offsets, values.split(self.width, 1), along.split(self.width), strict=True)
         for offset, run, signs in runs:
             sums.narrow(1, offset, len(signs)).addcmul_(run, signs)
         return sums[:, : self.width] + sums[:, self.width :]
@@ -78,11 +88,12 @@ class CountSketch:
     def by_gathering(self, values: Tensor) -> Tensor:
         """The same in a few calls, whatever the number of runs: a GPU would wait for each."""
         missing = len(self.offsets) * self.width - values.shape[1]
-        runs = torch.nn.functional.pad(values * self.signs, (0, missing)).view(len(values), -1, self.width)
+        signed = torch.nn.functional.pad(values.movedim(1, -1) * self.signs, (0, missing))
+        runs = signed.unflatten(-1, (-1, self.width))  # (B, ..., runs, K)
         places = torch.arange(self.width, device=values.device)
         offsets = torch.tensor(self.offsets, device=values.device)
         source = (places - offsets[:, None]) % self.width  # (runs, K)
-        return runs.gather(2, source.expand(len(values), -1, -1)).sum(dim=1)
+        return runs.gather(-1, source.expand_as(runs)).sum(dim=-2).movedim(-1, 1)
 
 
 def random_signs(size: int, *, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -8,12 +8,14 @@ With positions l (pixels, tokens; one where a layer works on vectors) and sums w
 
 One product of matrices a sample, so that a network's per-sample gradients cost what its ordinary ones do. (Goodfellow,
 "Efficient Per-Example Gradient Computations", 2015; Rochette, Manoel and Tramel, "Efficient Per-Example Gradient
-Computations in Convolutional Neural Networks", 2019.) Linear layers leave the product unformed, see `Outer`.
+Computations in Convolutional Neural Networks", 2019.) The product is left unformed, but for convolutions in groups, see
+`Outer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,28 +33,48 @@ class Outer:
 
     Args:
         left: (B, L, O).
-        right: (B, L, I).
+        right: (B, L, I); of a convolution patches, I counting Kh, Kw, Ch.
+        kernel: (Kh, Kw) of a convolution, whose weight is (O, Ch, Kh, Kw).
     """
 
     left: Tensor
     right: Tensor
+    kernel: tuple[int, int] | None = None
 
     @property
     def shape(self) -> torch.Size:
-        """(O, I)."""
-        return torch.Size((self.left.shape[2], self.right.shape[2]))
+        """The weight's: (O, I) or (O, Ch, Kh, Kw)."""
+        rows, columns = self.left.shape[2], self.right.shape[2]
+        if self.kernel is None:
+            return torch.Size((rows, columns))
+        return torch.Size((rows, columns // math.prod(self.kernel), *self.kernel))
 
     @property
     def positions(self) -> int:
         """L."""
         return self.left.shape[1]
 
+    def split(self, block_bytes: int) -> Iterator[tuple[slice, Outer]]:
+        """Some samples at a time, whose formed gradients take at most `block_bytes` if more than one sample."""
+        each = self.shape.numel() * self.left.element_size()
+        rows = max(1, block_bytes // each)
+        for start in range(0, len(self.left), rows):
+            block = slice(start, start + rows)
+            yield block, Outer(self.left[block], self.right[block], self.kernel)
+
     @cached_property
     def formed(self) -> Tensor:
-        """(B, O, I)."""
+        """(B, *shape); of a convolution in channels_last memory."""
+        left = self.left.transpose(1, 2)
         if self.positions == 1:  # a matrix product would take several times longer
-            return self.left.transpose(1, 2) * self.right
-        return self.left.transpose(1, 2) @ self.right
+            product = left * self.right
+        elif self.kernel is None:
+            product = left @ self.right
+        else:  # contiguous: the product is then faster by more than the copy takes
+            product = left.contiguous() @ self.right
+        if self.kernel is None:
+            return product
+        return product.unflatten(2, (*self.kernel, -1)).permute(0, 1, 4, 2, 3)
 
 
 Gradient = Tensor | Outer
@@ -82,11 +104,13 @@ def layer_gradients(layer: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) ->
 
 
 def bytes_per_sample(layer: nn.Module, inputs: Tensor, grad: Tensor) -> int:
-    """The largest tensor that `layer_gradients` makes for one sample, and a formed gradient of the layer, in bytes."""
-    largest = max(inputs[0].numel(), grad[0].numel(), *(value.numel() for value in layer.parameters()))
+    """The largest tensor that `layer_gradients` makes for one sample, or takes, in bytes."""
+    sizes = [inputs[0].numel(), grad[0].numel()]
     if isinstance(layer, nn.Conv2d):
-        largest = max(largest, grad[0, 0].numel() * layer.weight[0].numel() * layer.groups)  # the patches
-    return largest * inputs.element_size()
+        sizes.append(grad[0, 0].numel() * layer.weight[0].numel() * layer.groups)  # the patches
+    if not (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)):
+        sizes += [value.numel() for value in layer.parameters()]
+    return max(sizes) * inputs.element_size()
 
 
 def _added(parts: list[Gradient]) -> Gradient:
@@ -95,7 +119,8 @@ def _added(parts: list[Gradient]) -> Gradient:
         return parts[0]
     outers = [part for part in parts if isinstance(part, Outer)]
     if outers:
-        return Outer(torch.cat([o.left for o in outers], dim=1), torch.cat([o.right for o in outers], dim=1))
+        left = torch.cat([each.left for each in outers], dim=1)
+        return Outer(left, torch.cat([each.right for each in outers], dim=1), outers[0].kernel)
     return torch.stack([part for part in parts if isinstance(part, Tensor)]).sum(dim=0)
 
 
@@ -106,18 +131,24 @@ def _linear(_: nn.Linear, inputs: Tensor, grad: Tensor) -> dict[str, Gradient]:
 
 
 def _convolution(layer: nn.Conv2d, inputs: Tensor, grad: Tensor) -> dict[str, Gradient]:
-    """(B, I, H, W) and (B, O, H', W'); for groups, one product of matrices for each."""
-    batch, groups = len(inputs), layer.groups
+    """(B, I, H, W) and (B, O, H', W')."""
     left = grad.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L, O), a view in channels_last
     patches = _patches(layer, inputs, height=grad.shape[2], width=grad.shape[3])
+    rows, columns = layer.kernel_size
+    if layer.groups == 1:
+        weight: Gradient = Outer(left, patches, (rows, columns))
+    else:
+        weight = _of_groups(left, patches, layer)
+    return {"weight": weight, "bias": grad.sum(dim=(2, 3))}
+
+
+def _of_groups(left: Tensor, patches: Tensor, layer: nn.Conv2d) -> Tensor:
+    """(B, O, I / groups, Kh, Kw): one product of matrices for each group."""
     left, right = (
-        value.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1) for value in (left, patches)
+        value.unflatten(2, (layer.groups, -1)).transpose(1, 2).flatten(0, 1) for value in (left, patches)
     )  # (B * groups, L, ...)
-    # Contiguous: the product is then faster by more than the copy takes.
-    weight = torch.bmm(left.transpose(1, 2).contiguous(), right).view(
-        batch, layer.out_channels, *layer.kernel_size, layer.in_channels // groups
-    )
-    return {"weight": weight.permute(0, 1, 4, 2, 3), "bias": grad.sum(dim=(2, 3))}
+    rows, columns = layer.kernel_size
+    return Outer(left, right, (rows, columns)).formed.reshape(len(patches), *layer.weight.shape)
 
 
 def _patches(layer: nn.Conv2d, inputs: Tensor, *, height: int, width: int) -> Tensor:

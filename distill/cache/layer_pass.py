@@ -30,7 +30,7 @@ class _Heard:
     Args:
         layer: the module.
         prefix: of its parameters' names in the network.
-        block_bytes: what its gradients, for some of the samples, may take.
+        block_bytes: what a tensor made for its gradients, for some of the samples, may take.
     """
 
     def __init__(self, layer: nn.Module, prefix: str, *, block_bytes: int) -> None:
@@ -76,7 +76,8 @@ class LayerPass:
     Args:
         module: in evaluation mode.
         layers: names of the layers listened to, of those that `layers_with_closed_form` found.
-        block_bytes: what gradients of one layer, for some of the samples, may take.
+        block_bytes: what a tensor made for the gradients of one layer, for some of the samples, may take; a product
+            that is left unformed does not count.
     """
 
     def __init__(self, module: nn.Module, layers: Collection[str], *, block_bytes: int) -> None:

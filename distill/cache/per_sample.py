@@ -6,10 +6,13 @@ The margin is TRAK's output function (Park et al., "TRAK: Attributing Model Beha
 the length of the cross-entropy's gradient is GraNd (Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet",
 NeurIPS 2021, definition 2.1).
 
-Two ways, chosen for each request by the layers it asks for, so that values do not depend on what else is asked:
+Two ways, chosen for each layer, so that values do not depend on what else is asked:
 
-- by layer (`distill.cache.layer_pass`) where each of these layers has a closed form: one forward and backward pass;
-- in general (`distill.cache.functional_pass`) torch.func's vmap(grad), several times slower on convolutions.
+- layers that have a closed form (`distill.cache.layer_pass`): one forward and backward pass for all of them;
+- all other parameters (attention, free tensors; `distill.cache.functional_pass`): torch.func's vmap(grad) by these
+  alone, several times slower on convolutions.
+
+A request for both kinds of layers goes both ways, and the parts are added up.
 
 How many samples go through at once follows from the network, the image size and `work_bytes` alone: the bytes of live
 tensors are counted on black images (`distill.cache.live_bytes`) and never read off the machine, so that a request
@@ -18,7 +21,7 @@ gives the same bits again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 
 from distill.cache.functional_pass import FunctionalPass
 from distill.cache.gradient_request import Answer, GradientRequest, Output, answers_to, output_of
-from distill.cache.layer_gradients import Gradient
+from distill.cache.layer_gradients import Gradient, Outer
 from distill.cache.layer_pass import LayerPass, layers_with_closed_form
 from distill.cache.live_bytes import rows_within
 from distill.errors import InputError
@@ -42,8 +45,9 @@ class GradientPass:
     """Per-sample gradients by blocks of at most 256 images.
 
     `shares_forward` tells that `run` calls `module(images)` exactly once, on the whole block: forward hooks on the
-    module then see what they see in a plain pass, and the logits have its bits. Otherwise `run` calls the module as it
-    likes, on parts of the block, and gives no logits.
+    module then see what they see in a plain pass, and the logits have its bits. It takes closed forms for all that is
+    asked for, and memory for a whole block. Otherwise `run` calls the module as it likes, on parts of the block, and
+    gives no logits.
 
     Args:
         module: in evaluation mode; its parameters, and whether they require gradients, stay as they are.
@@ -68,14 +72,14 @@ class GradientPass:
         probes = _black(module, 2, image_shape), _black(module, 4, image_shape)
         _refuse_margins_of_one_class(module, requests, probes[0])
         closed = layers_with_closed_form(module, probes)
-        by_layer = [answer for answer in answers if _layers(answer) <= closed]
+        self._answers = answers
         self._ways: list[_ByLayer | _InGeneral] = []
+        by_layer = _restricted(answers, lambda layer: layer in closed)
         if by_layer:
             self._ways.append(_ByLayer(module, by_layer, closed, probes, work_bytes))
-        self._ways += _in_general(
-            module, [each for each in answers if each not in by_layer], probes, work_bytes
-        )
-        self.shares_forward = bool(by_layer) and self._ways[0].rows == MAX_ROWS
+        in_general = _restricted(answers, lambda layer: layer not in closed)
+        self._ways += _in_general(module, in_general, probes, work_bytes)
+        self.shares_forward = bool(by_layer) and not in_general and self._ways[0].rows == MAX_ROWS
 
     def run(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, dict[GradientRequest, Tensor]]:
         """The answers to all requests.
@@ -90,15 +94,14 @@ class GradientPass:
         """
         assert len(images) == len(labels) <= MAX_ROWS
         logits: Tensor | None = None
-        found: dict[GradientRequest, Tensor] = {}
+        sums = {answer.request: answer.empty(len(images), like=images) for answer in self._answers}
         for way in self._ways:
-            sums = [(answer, answer.empty(len(images), like=images)) for answer in way.answers]
             for start in range(0, len(images), way.rows):
                 rows = slice(start, start + way.rows)
-                seen = way.run(images[rows], labels[rows], [(answer, out[rows]) for answer, out in sums])
+                wanted = [(answer, sums[answer.request][rows]) for answer in way.answers]
+                seen = way.run(images[rows], labels[rows], wanted)
                 logits = seen if self.shares_forward and seen is not None else logits
-            found |= {answer.request: answer.finish(out) for answer, out in sums}
-        return logits, found
+        return logits, {answer.request: answer.finish(sums[answer.request]) for answer in self._answers}
 
 
 class _ByLayer:
@@ -117,6 +120,7 @@ class _ByLayer:
         self.rows = rows_within(work_bytes, lambda images: _listen(everything, images), probes, most=MAX_ROWS)
         wanted = set().union(*(_layers(answer) for answer in answers))
         self._pass = LayerPass(module, sorted(wanted), block_bytes=work_bytes)
+        self._add = partial(_add, block_bytes=self._pass.block_bytes)
 
     def run(self, images: Tensor, labels: Tensor, sums: Sequence[_Found]) -> Tensor:
         """Logits (B, C); adds to the sums."""
@@ -124,7 +128,7 @@ class _ByLayer:
         for answer, out in sums:
             outputs.setdefault(answer.request.of, []).append((answer, out))
         wanted = [
-            (partial(output_of, labels=labels, of=of), partial(_add, its)) for of, its in outputs.items()
+            (partial(output_of, labels=labels, of=of), partial(self._add, its)) for of, its in outputs.items()
         ]
         return self._pass.run(images, wanted)
 
@@ -143,7 +147,8 @@ class _InGeneral:
     def run(self, images: Tensor, labels: Tensor, sums: Sequence[_Found]) -> None:
         """Adds to the sums."""
         for name, gradient in self._pass.run(images, labels, self._output).items():
-            _add(sums, slice(None), name, gradient)
+            for answer, out in sums:
+                answer.add(out, name, gradient)
 
     def _gradients(self, images: Tensor) -> object:
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
@@ -159,9 +164,36 @@ def _in_general(
     return [_InGeneral(module, group, probes, work_bytes) for group in groups.values()]
 
 
-def _add(sums: Sequence[_Found], rows: slice, name: str, gradient: Gradient) -> None:
-    for answer, out in sums:
-        answer.add(out[rows], name, gradient)
+def _restricted(answers: Sequence[Answer], fits: Callable[[str], bool]) -> list[Answer]:
+    """The answers for parameters of fitting layers alone, without those that have none."""
+    parts = [
+        Answer(each.request, [name for name in each.names if fits(_layer(name))], each.projector)
+        for each in answers
+    ]
+    return [part for part in parts if part.names]
+
+
+def _add(sums: Sequence[_Found], rows: slice, name: str, gradient: Gradient, *, block_bytes: int) -> None:
+    """Add gradients of a parameter: a few samples at a time to the answers that need a product formed."""
+    wanted = [(answer, out[rows]) for answer, out in sums if name in answer.names]
+    for answer, out in wanted:
+        if not _forms(answer, gradient):
+            answer.add(out, name, gradient)
+    forming = [(answer, out) for answer, out in wanted if _forms(answer, gradient)]
+    if forming:
+        assert isinstance(gradient, Outer)
+        for block, part in gradient.split(block_bytes):
+            for answer, out in forming:
+                answer.add(out[block], name, part)
+
+
+def _forms(answer: Answer, gradient: Gradient) -> bool:
+    """Whether the answer needs the product of factors."""
+    if not isinstance(gradient, Outer):
+        return False
+    if answer.projector is None:
+        return gradient.positions > 1
+    return not answer.projector.takes_factors(gradient.shape, positions=gradient.positions)
 
 
 def _listen(everything: LayerPass, images: Tensor) -> object:
@@ -171,7 +203,11 @@ def _listen(everything: LayerPass, images: Tensor) -> object:
 
 def _layers(answer: Answer) -> set[str]:
     """Names of the layers that own the parameters."""
-    return {name.rpartition(".")[0] for name in answer.names}
+    return {_layer(name) for name in answer.names}
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _black(module: nn.Module, rows: int, image_shape: tuple[int, int, int]) -> Tensor:

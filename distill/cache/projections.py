@@ -11,12 +11,15 @@ tensor of p coordinates:
 - fft: random signs, a real Fourier transform of n >= max(p, k) coordinates, k of them without replacement:
   2.5 n log2 n operations, 4 p bytes, c = 2. Ailon and Chazelle, STOC 2006; Tropp, "Improved Analysis of the
   Subsampled Randomized Hadamard Transform", 2011.
-- kronecker: a weight (O, I) of a linear layer has the gradient sum_l g_l a_l^T over L positions (one, but for tokens).
-  TensorSketch (Pham and Pagh, KDD 2013) takes the factors: CountSketch of g_l and of a_l, their circular convolution
-  by Fourier transforms of length k, summed over l. L (O + I + 5 k log2 k) operations, 4 (O + I) bytes, c = 4 (for
-  rank-one gradients that are nearly parallel; 1 where they are orthogonal). Everything else is sparse: vectors, weights
-  so small that forming their gradient is as fast, and convolutions, whose many positions make forming one layer's
-  gradient (a matrix product) cheaper than L transforms.
+- kronecker: a weight (O, I) of a linear layer has the gradient sum_l g_l a_l^T over L positions (one, but for tokens);
+  that of a convolution, over pixels l and the patches a_l that they see, I = Kh Kw Ch. TensorSketch (Pham and Pagh,
+  KDD 2013) takes the factors: CountSketch of g_l and of a_l, their circular convolution by Fourier transforms of
+  length k, summed over l before the one transform back. L (O + I + 5 k log2 k) operations, 4 L (O + I) bytes, c = 4
+  (for rank-one gradients that are nearly parallel; 1 where they are orthogonal). A gradient that is formed
+  has the same map: its rows are sketched, turned by their buckets and added up. Which way is faster is decided by
+  sizes and is no part of the map. Everything else is sparse: vectors, small weights, and convolutions of which
+  forming the gradient (a product of matrices) would be faster at many positions. Measured, a formed gradient takes
+  3 to 8 times sparse's time: its runs are rows, and k numbers are kept of each, where sparse has long runs and one sum.
 
 Other ways to use the factors are worse: sketching rows and columns separately to k_out x k_in numbers has a variance of
 1 / k_out + 1 / k_in instead of 1 / (k_out k_in); random rows of a Khatri-Rao product have TensorSketch's variance and
@@ -40,8 +43,14 @@ from distill.cache.count_sketch import CountSketch, random_signs
 from distill.randomness import counter_permutation, derive_seed
 from distill.training.config import Strict
 
-_FACTORS_FROM = 64  # O * I from which a weight goes through its factors, in units of k: there 3 times as fast
-_FOURIER_COST = 32  # multiply-adds of a matrix product in the time of one step of a Fourier transform, about
+_FACTORS_FROM = (
+    64  # O * I from which a linear layer's weight has factors, in units of k: there 3 times as fast
+)
+# Costs in the time of one multiply-add of a matrix product, measured on 2 threads of a 2.5 GHz Xeon for k = 512:
+_FOURIER_COST = (
+    32  # of k log2 k steps each, the Fourier transforms of two factors together with their sketches
+)
+_FORMED_COST = 32  # a coordinate of a formed gradient, written to memory and sketched
 _STEP_BYTES = 16 << 20  # what one step over positions may take
 
 
@@ -87,25 +96,35 @@ class Projector:
             out: (B, k), added to in place.
             name: the parameter's.
             left: (B, L, O).
-            right: (B, L, I). `takes_factors((O, I), positions=L)` holds.
+            right: (B, L, I); for a convolution I counts Kh, Kw, Ch, as `flat` does. `takes_factors` holds.
         """
         own = self._map(name, torch.Size((left.shape[2], right.shape[2])), left)
         assert isinstance(own, _Outer)
         out += own.of_factors(left, right)
 
     def takes_factors(self, shape: torch.Size, *, positions: int) -> bool:
-        """Whether factors of a gradient of shape (O, I) are faster than the gradient; decided by sizes alone."""
-        if not self._is_outer(shape):
-            return False
-        transform = self.projection.dim * math.log2(self.projection.dim + 1) * _FOURIER_COST
-        formed = positions * shape.numel() + shape[0] * transform  # transforms of the O rows follow
-        return positions * 2 * transform <= formed
+        """Whether factors of a gradient of shape (O, I) or (O, Ch, Kh, Kw) are faster than the gradient itself.
+
+        Decided by sizes alone; the projection is the same but for rounding.
+        """
+        formed = shape.numel() * (positions + _FORMED_COST)
+        return self._is_outer(shape) and positions * self._factors_cost() <= formed
+
+    def _factors_cost(self) -> float:
+        """Of one position."""
+        return 2 * _FOURIER_COST * self.projection.dim * math.log2(self.projection.dim + 1)
 
     def _is_outer(self, shape: torch.Size) -> bool:
-        large = shape.numel() >= _FACTORS_FROM * self.projection.dim
-        return self.projection.kind == "kronecker" and len(shape) == 2 and large
+        """Whether the map of this shape takes factors; positions are not known to it."""
+        if self.projection.kind != "kronecker" or len(shape) not in (2, 4):
+            return False
+        if len(shape) == 4:  # convolutions have many positions: factors must be faster for any number of them
+            return shape.numel() >= self._factors_cost()
+        return shape.numel() >= _FACTORS_FROM * self.projection.dim
 
     def _map(self, name: str, shape: torch.Size, like: Tensor) -> _Map:
+        if self._is_outer(shape):
+            shape = torch.Size((shape[0], shape[1:].numel()))
         key = (name, shape, like.device, like.dtype)
         if key not in self._maps:
             self._maps[key] = self._make(name, shape, like)
@@ -187,12 +206,31 @@ class _Outer:
         self.right = CountSketch(
             columns, dim, seed=derive_seed(seed, "right"), device=like.device, dtype=like.dtype
         )
+        self.buckets = self.left.buckets()
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Row o is the outer product of the o-th unit vector and itself: O positions."""
-        rows = values.shape[1]
-        unit = torch.eye(rows, dtype=values.dtype, device=values.device)
-        return self.of_factors(unit.expand(len(values), -1, -1), values)
+        """(B, O, I), or a convolution's gradient, -> (B, k)."""
+        batch, rows = values.shape[:2]
+        matrices = flat(values).reshape(batch, rows, -1)
+        if rows <= self.dim:
+            return self._turned_sum(self._of_rows(matrices), self.buckets, self.left.signs)
+        every = torch.arange(self.dim, device=values.device)  # rows that meet in a bucket are added up first
+        return self._turned_sum(self._of_rows(self.left(matrices)), every, torch.ones_like(every))
+
+    def _of_rows(self, matrices: Tensor) -> Tensor:
+        """(B, rows, I) -> (B, rows, k)."""
+        return self.right(matrices.flatten(0, 1)).unflatten(0, matrices.shape[:2])
+
+    def _turned_sum(self, rows: Tensor, buckets: Tensor, signs: Tensor) -> Tensor:
+        """Each row turned by its bucket and times its sign, added up: (B, rows, k) -> (B, k)."""
+        if rows.is_cuda:  # in a few calls, see `CountSketch.by_gathering`
+            source = (torch.arange(self.dim, device=rows.device) - buckets[:, None]) % self.dim
+            return (rows * signs[:, None]).gather(2, source.expand_as(rows)).sum(dim=1)
+        sums = rows.new_zeros(len(rows), 2 * self.dim)
+        turns = zip(rows.unbind(1), buckets.tolist(), signs.tolist(), strict=True)
+        for row, bucket, sign in turns:
+            sums.narrow(1, bucket, self.dim).add_(row, alpha=sign)
+        return sums[:, : self.dim] + sums[:, self.dim :]
 
     def of_factors(self, left: Tensor, right: Tensor) -> Tensor:
         """(B, L, O), (B, L, I) -> (B, k)."""

@@ -129,4 +129,22 @@ def test_bytes_per_sample_tell_the_largest_tensor() -> None:
     inputs = torch.zeros(2, 3, 10, 10)
     assert bytes_per_sample(layer, inputs, layer(inputs)) == 100 * 27 * 4  # the patches
     linear = nn.Linear(50, 40)
-    assert bytes_per_sample(linear, torch.zeros(2, 50), torch.zeros(2, 40)) == 50 * 40 * 4
+    assert (
+        bytes_per_sample(linear, torch.zeros(2, 50), torch.zeros(2, 40)) == 50 * 4
+    )  # the product is left unformed
+    groups = nn.Conv2d(30, 40, 3, groups=2)
+    pixel = torch.zeros(2, 30, 3, 3)
+    assert bytes_per_sample(groups, pixel, groups(pixel)) == 40 * 15 * 9 * 4
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_on_tokens", "conv", "conv_uneven"])
+def test_products_are_formed_for_some_samples_at_a_time(name: str) -> None:
+    layer, shape = drawn(name)
+    gradient = layer_gradients(layer, random_calls(layer, shape, count=1, channels_last=True))["weight"]
+    assert isinstance(gradient, Outer)
+    assert gradient.shape == gradient.formed.shape[1:] == layer.weight.shape
+    parts = list(gradient.split(2 * gradient.formed[0].nbytes))
+    assert [len(part.left) for _, part in parts] == [2, 2, 1]
+    for rows, part in parts:
+        torch.testing.assert_close(part.formed, gradient.formed[rows])
+    assert len(list(gradient.split(0))) == 5

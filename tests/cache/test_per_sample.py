@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from distill.cache.per_sample import MAX_ROWS, GradientPass, GradientRequest
+from distill.cache.per_sample import MAX_ROWS, GradientPass, GradientRequest, _ByLayer, _InGeneral
 from distill.cache.projections import Projection, Projector
 from distill.errors import InputError
 from distill.models import build, model_config
@@ -113,7 +113,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Shape]]] = {
     "vit": lambda: (vit(), (3, 8, 8)),
     "swin": lambda: (swin(), (3, 8, 8)),
 }
-IN_GENERAL = {"twice", "tied", "folded", "vit", "swin"}  # for all of their parameters
+IN_GENERAL = {"twice", "tied", "folded", "vit", "swin"}  # for some of their parameters
 
 
 def network(name: str, *, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Shape]:
@@ -322,9 +322,8 @@ def test_layers_with_a_closed_form_are_enough_for_their_own_requests() -> None:
     request = GradientRequest(layers=("conv_proj", "*.mlp", "*.ln_2"))
     general = GradientRequest(layers=("*.self_attention",))
     own = GradientPass(module, [request, general], image_shape=shape, work_bytes=PLENTY)
-    assert own.shares_forward
-    logits, found = own.run(*data(shape))
-    torch.testing.assert_close(logits, module(data(shape)[0]).detach())
+    assert not own.shares_forward  # vmap calls the module too
+    found = own.run(*data(shape))[1]
     parts = one_by_one(module, *data(shape), "loss")
     of_layers = {name: parts[name] for name in parts if "attention" not in name}
     close(
@@ -334,6 +333,42 @@ def test_layers_with_a_closed_form_are_enough_for_their_own_requests() -> None:
         ),
     )
     close(found[general], lengths({n: v for n, v in parts.items() if "attention" in n}))
+
+
+def test_one_layer_without_a_closed_form_does_not_send_others_to_vmap() -> None:
+    module, shape = network("vit")
+    own = GradientPass(module, [GradientRequest()], image_shape=shape, work_bytes=PLENTY)
+    by_layer, in_general = own._ways
+    assert isinstance(by_layer, _ByLayer) and isinstance(in_general, _InGeneral)
+    names = dict(module.named_parameters())
+    general = set(in_general._pass.parameters)
+    assert general == {
+        name for name in names if "attention" in name or name in ("class_token", "encoder.pos_embedding")
+    }
+    assert set().union(*(answer.names for answer in by_layer.answers)) == set(names) - general
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit", "mlp"])
+def test_the_way_is_no_part_of_the_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late convolutions and wide layers go through factors; their formed gradients give the same."""
+    module, shape = network(name)
+    request = GradientRequest(projection=Projection(kind="kronecker", dim=2))
+    used: list[int] = []
+    add_outer = Projector.add_outer
+
+    def counted(self: Projector, out: Tensor, name: str, left: Tensor, right: Tensor) -> None:
+        used.append(left.shape[2] * right.shape[2])
+        add_outer(self, out, name, left, right)
+
+    monkeypatch.setattr(Projector, "add_outer", counted)
+    factored = answers(module, shape, [request])[request]
+    assert sum(used) > sum(value.numel() for value in module.parameters()) // 3
+    used.clear()
+    monkeypatch.setattr(Projector, "takes_factors", lambda *_, **__: False)
+    formed = answers(module, shape, [request])[request]
+    assert not used
+    close(formed, factored)
+    close(answers(module, shape, [request], work_bytes=1000)[request], factored)
 
 
 def test_labels_decide() -> None:

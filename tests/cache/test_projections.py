@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distill.cache.count_sketch import CountSketch, random_signs
+from distill.cache.layer_gradients import Outer
 from distill.cache.projections import Projection, Projector
 
 KINDS = ("sparse", "fft", "kronecker")
@@ -78,13 +79,26 @@ def test_inner_products_are_unbiased_and_within_the_stated_variance(kind: str, c
     assert float(found.square().mean()) < 1.5 * allowed
 
 
-def test_the_sparse_kind_has_the_variance_of_countsketch() -> None:
-    """Both sides: a map whose error is too small is not random."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_variance_for_random_gradients_is_that_of_countsketch(kind: str) -> None:
+    """Both sides: a map whose error is too small is not random, and c of the bound is for the worst gradients alone."""
     parts = pair("random")
     x, y = flat(parts)
-    found, bound, _ = errors("random", "sparse", dim=8)
+    found, bound, _ = errors("random", kind, dim=8)
     exact = bound - 2 * float((x.square() * y.square()).sum()) / 8
     assert float(found.square().mean()) == pytest.approx(exact, rel=0.4)
+
+
+def test_the_kronecker_kind_has_the_variance_of_tensorsketch_for_parallel_rank_one_gradients() -> None:
+    """Both sides, for the worst gradients: beyond what a dense matrix has, within c."""
+    left, right = (torch.ones(2, 1, size, dtype=torch.float64) for size in (16, 40))
+    found = torch.empty(SEEDS, dtype=torch.float64)
+    for seed in range(SEEDS):
+        out = torch.zeros(2, 8, dtype=torch.float64)
+        Projector(Projection(dim=8, seed=seed)).add_outer(out, "weight", left, right)
+        found[seed] = (out[0] @ out[1]) / 640 - 1
+    plain = 2 / 8  # c = 1
+    assert 1.5 * plain < float(found.square().mean()) < 4 * 1.5 * plain
 
 
 def test_more_nonzeros_keep_the_variance() -> None:
@@ -171,16 +185,44 @@ def test_rows_do_not_depend_on_the_batch(kind: Any) -> None:
     torch.testing.assert_close(whole[2:3], one)
 
 
+@pytest.mark.parametrize("rows", [4, 16, 600])  # fewer than dimensions, more, and so many that runs are wider
 @pytest.mark.parametrize("positions", [1, 3, 200])
-def test_factors_give_what_their_product_gives(positions: int) -> None:
+@pytest.mark.parametrize("kernel", [None, (3, 2)])
+def test_factors_give_what_their_product_gives(
+    rows: int, positions: int, kernel: tuple[int, int] | None
+) -> None:
     generator = torch.Generator().manual_seed(4)
-    left = torch.randn(3, positions, 16, generator=generator, dtype=torch.float64)
-    right = torch.randn(3, positions, 40, generator=generator, dtype=torch.float64)
+    left = torch.randn(3, positions, rows, generator=generator, dtype=torch.float64)
+    right = torch.randn(3, positions, 450, generator=generator, dtype=torch.float64)
     projector = Projector(Projection(kind="kronecker", dim=8))
     formed, factored = (torch.zeros(3, 8, dtype=torch.float64) for _ in range(2))
-    projector.add(formed, "weight", left.transpose(1, 2) @ right)
+    gradient = Outer(left, right, kernel)
+    projector.add(formed, "weight", gradient.formed)
     projector.add_outer(factored, "weight", left, right)
     torch.testing.assert_close(factored, formed, rtol=1e-10, atol=1e-10)
+    explicit = torch.einsum("blo,bli->boi", left, right)
+    if kernel is not None:
+        explicit = explicit.unflatten(2, (3, 2, 75)).permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(gradient.formed, explicit)
+
+
+@pytest.mark.parametrize("scrambled", [False, True])
+@pytest.mark.parametrize("size", [3, 40, 3000])
+def test_a_countsketch_tells_its_buckets(size: int, scrambled: bool) -> None:
+    options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float64}
+    sketch = CountSketch(size, 7, seed=3, scrambled=scrambled, **options)
+    columns = sketch(torch.eye(size, dtype=torch.float64))
+    assert torch.equal(columns.abs().argmax(dim=1), sketch.buckets())
+    assert torch.equal(columns.sum(dim=1), sketch.signs)
+
+
+def test_a_countsketch_takes_vectors_along_the_first_dimension() -> None:
+    options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float64}
+    sketch = CountSketch(3000, 7, seed=3, **options)
+    values = torch.randn(2, 3000, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    expected = torch.stack([sketch(values[..., column]) for column in range(5)], dim=2)
+    torch.testing.assert_close(sketch(values), expected)
+    torch.testing.assert_close(sketch.by_gathering(values), sketch.by_slices(values))
 
 
 def test_factors_stay_unformed_where_that_is_faster() -> None:
@@ -188,7 +230,10 @@ def test_factors_stay_unformed_where_that_is_faster() -> None:
     assert kronecker.takes_factors(torch.Size((512, 512)), positions=1)
     assert not kronecker.takes_factors(torch.Size((10, 100)), positions=1)  # small
     assert not kronecker.takes_factors(torch.Size((64, 512)), positions=4096)  # one product is faster
-    assert not kronecker.takes_factors(torch.Size((64, 64, 3, 3)), positions=1)
+    assert kronecker.takes_factors(torch.Size((512, 512, 3, 3)), positions=16)
+    assert kronecker.takes_factors(torch.Size((256, 256, 3, 3)), positions=64)
+    assert not kronecker.takes_factors(torch.Size((128, 128, 3, 3)), positions=256)
+    assert not kronecker.takes_factors(torch.Size((64, 64, 3, 3)), positions=1)  # has a sparse map
     assert not sparse.takes_factors(torch.Size((512, 512)), positions=1)
 
 
