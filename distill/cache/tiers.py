@@ -187,11 +187,48 @@ def free_device_bytes(device: torch.device) -> int:
 
 
 def free_host_bytes() -> int:
-    """Memory that programs can have without swapping."""
+    """Memory that this process can have without swapping: of the machine, and of what its container or job may take."""
+    return min([_free_on_machine(), *_free_in_groups()])
+
+
+def _free_on_machine() -> int:
     with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (_PROC / "meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable"))
         return int(line.split()[1]) * 1024
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return 4 << 30
+
+
+def _free_in_groups() -> Iterator[int]:
+    """What is free in each control group of the process that limits memory (kernel docs: cgroup-v1, cgroup-v2)."""
+    try:
+        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return  # no Linux
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            yield from _free_above(_GROUPS, group, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            yield from _free_above(_GROUPS / "memory", group, *names)
+
+
+def _free_above(root: Path, group: str, limit: str, used: str, idle: str) -> Iterator[int]:
+    """What is free in a group and in those that hold it; a container sees its own group as the root."""
+    inner = root / group.lstrip("/")
+    for folder in (inner, *inner.parents):
+        with suppress(OSError, ValueError, KeyError):  # not seen from here, or "max": no limit
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / used).read_text()) - int(
+                stat[idle]
+            )  # pages of files, such as ours, give way
+            yield max(int((folder / limit).read_text()) - taken, 0)
+        if folder == root:
+            return
+
+
+_PROC = Path("/proc")
+_GROUPS = Path("/sys/fs/cgroup")

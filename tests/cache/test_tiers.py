@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.cache import tiers as tiers_module
 from distill.cache.rows import StoredRows
 from distill.cache.tiers import Level, Tiers, free_host_bytes, map_file
 
@@ -139,6 +140,58 @@ def test_rows_are_the_same_wherever_they_are_kept(
 
 def test_free_memory_is_told() -> None:
     assert 1 << 20 < free_host_bytes() < 1 << 50
+
+
+def group(folder: Path, *, version: int, limit: str, used: int, idle: int = 0) -> None:
+    """A control group's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    for name, text in zip(names, (f"{limit}\n", f"{used}\n"), strict=False):
+        (folder / name).write_text(text)
+    (folder / "memory.stat").write_text(f"anon 7\n{names[2]} {idle}\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 1000 kB available and no control groups."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:  1000 kB\n")
+    monkeypatch.setattr(tiers_module, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(tiers_module, "_GROUPS", tmp_path / "groups")
+    return tmp_path
+
+
+def test_without_limits_what_the_machine_has_is_free(machine: Path) -> None:
+    assert free_host_bytes() == 1000 * 1024
+    (machine / "proc" / "self" / "cgroup").write_text("3:cpu:/a\n0::/a\n")
+    assert free_host_bytes() == 1000 * 1024
+    group(machine / "groups" / "a", version=2, limit="max", used=5)
+    assert free_host_bytes() == 1000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("version", "told", "place"), [(2, "0::/job/step", ""), (1, "4:cpuset,memory:/job/step", "memory")]
+)
+def test_a_limit_of_the_job_or_its_container_counts(
+    version: int, told: str, place: str, machine: Path
+) -> None:
+    (machine / "proc" / "self" / "cgroup").write_text(f"2:cpu:/\n{told}\n")
+    root = machine / "groups" / place
+    group(root / "job" / "step", version=version, limit="5000", used=2000, idle=500)
+    assert free_host_bytes() == 5000 - 2000 + 500
+    group(root / "job", version=version, limit="9000", used=6500)
+    assert free_host_bytes() == 2500, "the group around it has less"
+    group(root, version=version, limit="900", used=1000)
+    assert free_host_bytes() == 0
+
+
+def test_a_container_sees_its_own_group_as_the_root(machine: Path) -> None:
+    (machine / "proc" / "self" / "cgroup").write_text("4:memory:/outside/that/is/not/seen\n")
+    group(machine / "groups" / "memory", version=1, limit="4000", used=1000)
+    assert free_host_bytes() == 3000
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc tells what is open")
