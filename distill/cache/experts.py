@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill.cache.identity import cache_key, definition_parts, preprocessing_parts
+from distill.cache.identity import cache_key, definition_parts, preprocessing_parts, producer_version
 from distill.cache.trajectories import FORMAT, Layout, Trajectories, TrajectoryFolder
 from distill.contracts import Context, Preprocessing, Source
 from distill.locks import Lock
@@ -135,6 +135,7 @@ def _identity(
     """Everything that decides an expert's row; how many there are does not."""
     return {
         "format": FORMAT,
+        "producer": producer_version("trajectories"),
         "data": source.train.fingerprint,
         "classes": len(source.classes),
         "model": definition_parts(first.model),

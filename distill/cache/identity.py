@@ -13,18 +13,25 @@ from distill.contracts import Preprocessing
 from distill.models.torchvision_models import TorchvisionConfig
 from distill.training.config import Strict
 
-# Raised whenever a producer's values change for the same inputs, so that older rows are not served.
-PRODUCER_VERSION = 2
+# Raised whenever values change for the same inputs, so that older ones are not served; each for itself, as networks
+# cost hours and rows of features seconds.
+PRODUCER_VERSION = 3  # of rows and statistics
+_OTHERS = {"network": 3, "trajectories": 3}
+
+
+def producer_version(kind: str) -> int:
+    """The version of what makes things of that kind, such as `features` or `network`."""
+    return _OTHERS.get(kind, PRODUCER_VERSION)
 
 
 def cache_key(kind: str, parts: Mapping[str, Any]) -> str:
-    """sha256 (hex) of the canonical JSON of `parts`, the kind and the producer's version.
+    """sha256 (hex) of the canonical JSON of `parts`, the kind and its producer's version.
 
     Args:
         kind: what is stored, such as `features`.
         parts: JSON-able; floats are written with repr, hence exactly.
     """
-    whole = {"kind": kind, "producer": PRODUCER_VERSION, "parts": parts}
+    whole = {"kind": kind, "producer": producer_version(kind), "parts": parts}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill.cache.identity import cache_key, definition_parts
+from distill.cache.identity import cache_key, definition_parts, producer_version
 from distill.cache.networks import Network, load_network, save_network
 from distill.contracts import Context, Preprocessing, Source
 from distill.files import disk_errors
@@ -233,6 +233,7 @@ def _network(job: Job, trained: Trained, source: Source) -> Network:
         "data": source.train.fingerprint,
         "model": describe(job.model),
         "epochs": job.config.epochs,
+        "producer": producer_version("network"),
     }
     pool = job.pool
     return Network(

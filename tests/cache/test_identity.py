@@ -146,6 +146,19 @@ def test_a_new_producer_does_not_serve_old_rows(
     assert cache.images_forwarded == 37
 
 
+def test_what_makes_rows_and_what_trains_networks_have_versions_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Features that round otherwise do not cost the networks, and the other way round."""
+    kinds = ("features", "statistics", "network", "trajectories")
+    before = {kind: cache_key(kind, {}) for kind in kinds}
+    with monkeypatch.context() as patch:
+        patch.setattr(identity_module, "PRODUCER_VERSION", 10**6)
+        assert {kind for kind in kinds if cache_key(kind, {}) != before[kind]} == {"features", "statistics"}
+    monkeypatch.setitem(identity_module._OTHERS, "network", 10**6)
+    assert {kind for kind in kinds if cache_key(kind, {}) != before[kind]} == {"network"}
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

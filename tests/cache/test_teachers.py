@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.cache import Cache, Network
+from distill.cache.identity import producer_version
 from distill.cache.teachers import TeacherConfig, train_teacher, train_teachers
 from distill.contracts import Context, Source, Split
 from distill.models import build, model_config
@@ -109,6 +110,7 @@ def test_it_is_trained_once(make_context: MakeContext, source: Source, spy: Spy,
         "data": source.train.fingerprint,
         "model": "mlp-w4-d1",
         "epochs": 2,
+        "producer": producer_version("network"),
     }
     assert again.state.keys() == first.state.keys()
     assert all(torch.equal(again.state[name], first.state[name]) for name in first.state)
