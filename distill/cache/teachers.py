@@ -9,12 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill.cache.identity import cache_key, definition_parts, producer_version
+from distill.cache.identity import cache_key, definition_parts, has_weights_file, producer_version
 from distill.cache.networks import Network, load_network, save_network
-from distill.contracts import Context, Preprocessing, Source
+from distill.contracts import Context, Preprocessing, Source, Split
+from distill.errors import InputError
 from distill.files import disk_errors
 from distill.locks import Lock
-from distill.models import ModelSpec, describe, digest, model_config
+from distill.models import ModelSpec, build, describe, digest, model_config
+from distill.models.base import ModelConfig
+from distill.models.torchvision_models import TorchvisionConfig
 from distill.training.config import Augment, Positive, Strict, TrainConfig
 from distill.training.job import Job, Pool, Trained
 from distill.training.loop import initial_network
@@ -82,6 +85,65 @@ def train_teachers(
     for number, network in enumerate(networks):
         _tell(ctx, source, config, network, name if count == 1 else f"{name} {number}")
     return networks
+
+
+def load_teacher(
+    ctx: Context,
+    source: Source,
+    model: ModelConfig,
+    *,
+    name: str,
+    preprocessing: Preprocessing | None = None,
+) -> Network:
+    """The network of a file of weights (`weights` of the model's options) as it is, not trained on the source.
+
+    Args:
+        ctx: its cache and progress.
+        source: `valid`, where it is not empty, measures the network; the figure is in its `facts`.
+        model: which network, with its weights.
+        name: what it is called in messages.
+        preprocessing: what it was trained behind, such as ImageNet's mean and std; None is the source's.
+
+    Raises:
+        InputError: the model names no weights, or they are for another network or number of classes.
+        DamagedDataError: the file has another sha256 than asked for, or cannot be read.
+    """
+    if not isinstance(model, TorchvisionConfig) or not has_weights_file(model):
+        raise InputError(
+            f"the {name} is not trained, and names no weights",
+            where="weights",
+            found=describe(model),
+            allowed="a model of torchvision with a file of weights",
+            fix="name the file in weights, in the model's options, or train the network",
+        )
+    classes = len(source.classes)
+    module = build(model, image_shape=source.image_shape, classes=classes, seed=0)
+    facts = {
+        "seconds": 0.0,
+        "peak_bytes": 0,
+        "valid_accuracy": None,
+        "loss": None,
+        "data": None,
+        "model": describe(model),
+        "epochs": 0,
+    }
+    behind = preprocessing or Preprocessing(mean=source.mean, std=source.std)
+    network = Network(model, source.image_shape, classes, behind, module.state_dict(), facts)
+    told = ""
+    if len(source.valid):
+        accuracy = _accuracy(ctx, source.valid, network)
+        network = replace(network, facts={**facts, "valid_accuracy": accuracy})
+        told = f", {accuracy:.1%} right on {len(source.valid)} validation images"
+    ctx.progress.note(f"{name}: {describe(model)}, as its file has it{told}", **network.facts)
+    return network
+
+
+def _accuracy(ctx: Context, split: Split, network: Network) -> float:
+    right = sum(
+        int((logits.argmax(dim=1).cpu() == split.labels[rows]).sum())
+        for rows, logits in ctx.cache.logits(split, network).blocks()
+    )
+    return right / len(split)
 
 
 class _Teachers:

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from distill.cache import Cache, Network
 from distill.cache.identity import producer_version
-from distill.cache.teachers import TeacherConfig, train_teacher, train_teachers
-from distill.contracts import Context, Source, Split
+from distill.cache.teachers import TeacherConfig, load_teacher, train_teacher, train_teachers
+from distill.contracts import Context, Preprocessing, Source, Split
+from distill.errors import InputError
 from distill.models import build, model_config
 from distill.progress import NullProgress
 from distill.training.config import TrainConfig
@@ -386,6 +387,41 @@ def test_a_file_of_weights_may_move_or_go(
     bare = replace(networks[0], model=model_config(name))
     assert not torch.allclose(bare.module(CPU)(image), expected)
     assert bare.identity != networks[0].identity
+
+
+def test_a_teacher_from_a_file_is_not_trained(
+    make_context: MakeContext, source: Source, spy: Spy, told: Any, tmp_path: Path
+) -> None:
+    name = "torchvision/shufflenet_v2_x0_5"
+    path = tmp_path / "weights.safetensors"
+    made = build(model_config(name), image_shape=(3, 32, 32), classes=3, seed=5).eval()
+    save_file({key.replace("classifier", "body.fc")[5:]: v for key, v in made.state_dict().items()}, path)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    right = made((images / 255 - 0.5) / 0.25).argmax(dim=1)
+    labels = torch.where(torch.arange(6) < 4, right, (right + 1) % 3)
+    rgb = Split(images, labels, "rgb")
+    rgb_source = replace(source, train=rgb, valid=rgb)
+    behind = Preprocessing((0.5,) * 3, (0.25,) * 3)
+    config = model_config({"name": name, "weights": str(path)})
+    network = load_teacher(make_context(), rgb_source, config, name="teacher", preprocessing=behind)
+    assert not spy.jobs
+    assert network.facts["valid_accuracy"] == pytest.approx(4 / 6)
+    assert network.facts["epochs"] == 0
+    assert network.preprocessing is behind
+    assert all(torch.equal(network.state[key], value) for key, value in made.state_dict().items())
+    assert told.notes == [
+        f"teacher: {name} (weights.safetensors), as its file has it, 66.7% right on 6 validation images"
+    ]
+    path.unlink()
+    assert network.module(CPU)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("model", ["convnet", "torchvision/resnet18"])
+def test_a_teacher_without_training_and_without_a_file(
+    model: str, make_context: MakeContext, source: Source
+) -> None:
+    with pytest.raises(InputError, match="names no weights"):
+        load_teacher(make_context(), source, model_config(model), name="teacher")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"x" + data[1:]])
