@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from distill.errors import InputError
 from distill.files import disk_errors, write_bytes_atomically
@@ -77,6 +80,32 @@ def refuse_other_format(folder: Path) -> None:
             allowed=str(FORMAT),
             fix="name another folder in cache.folder or DISTILL_CACHE, or remove this one yourself",
         )
+
+
+def describe(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write what tells of a key, for people and for `distill cache`; where it is there, note that it was used now.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    text = json.dumps(facts, indent=1)
+    if read_description(path) == json.loads(text):
+        with suppress(OSError):  # another user's file: its time is not ours to set
+            os.utime(path)
+        return
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomically(path, text.encode())
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What `describe` wrote; nothing where it is absent or damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    told = isinstance(found, dict) and isinstance(found.get("parts"), dict)
+    return found if told else {}
 
 
 def lock_alone(folder: Path) -> Lock:

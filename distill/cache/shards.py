@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -28,9 +27,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill.cache.folder import describe
 from distill.cache.identity import PRODUCER_VERSION
 from distill.contracts import Progress
-from distill.files import disk_errors, remove_stale_partials, write_atomically, write_bytes_atomically
+from distill.files import disk_errors, remove_stale_partials, write_atomically
 
 SHARD_ROWS = 2048
 MANIFEST = "manifest.json"
@@ -86,21 +86,14 @@ class ShardFolder:
         return shard_ranges(self.rows)
 
     def describe(self, parts: Mapping[str, Any]) -> None:
-        """Write the manifest, for people and for `distill cache`; where it is there, note that it was used now."""
-        path = self.folder / MANIFEST
-        if path.exists():
-            with suppress(OSError):  # a cache that may only be read
-                os.utime(path)
-            return
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the manifest; where it is there, note that it was used now."""
         facts = {
+            "parts": parts,
             "producer": PRODUCER_VERSION,
             "rows": self.rows,
             "shard_rows": SHARD_ROWS,
-            "parts": parts,
         }
-        write_bytes_atomically(path, json.dumps(facts, indent=1, sort_keys=True).encode())
+        describe(self.folder / MANIFEST, facts)
 
     def present(self) -> dict[range, Shard]:
         """Whole shards by their range. Damaged ones are removed, with a warning."""
@@ -169,7 +162,7 @@ class _Checked:
         return False
 
     def add(self, path: Path) -> None:
-        with suppress(OSError):  # a cache that may only be read
+        with suppress(OSError):  # another user's file: their next look sums the shard again
             line = _line(path.name, path.stat())
             with self.path.open("a") as file:
                 file.write(f"{line}\n")

@@ -20,22 +20,25 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.cache.folder import describe
 from distill.contracts import Progress
 from distill.errors import InputError
-from distill.files import disk_errors, remove_stale_partials, sync, write_bytes_atomically
+from distill.files import disk_errors, remove_stale_partials, write_atomically, write_bytes_atomically
 
 FORMAT = 1
 HEADER, WEIGHTS = "header.json", "weights.npy"
 _MARK = re.compile(r"expert-(\d{5,})\.([0-9a-f]{64})")
 _CHECKED = ".checked"
+_PIECE = 1 << 24  # bytes read at once for a checksum
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,11 @@ class Trajectories:
     def __init__(self, path: Path, layout: Layout, experts: int) -> None:
         self.path = path
         self.layout = layout
-        self._weights = np.load(path, mmap_mode="r", allow_pickle=False)[:experts]
+        header = _read_header(path)
+        assert header is not None, "experts are finished before they are read"
+        # Mapped as far as it is asked for: the file may have been cut behind that.
+        shape = (experts, *header.shape[1:])
+        self._weights = np.memmap(path, dtype="<f4", mode="r", offset=header.start, shape=shape)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -132,11 +139,6 @@ class TrajectoryFolder:
 
     def describe(self, parts: Mapping[str, Any]) -> None:
         """Write the header, for readers other than this program and for `distill cache`."""
-        path = self.folder / HEADER
-        if path.exists():
-            with suppress(OSError):  # a cache that may only be read
-                os.utime(path)
-            return
         facts = {
             "format": FORMAT,
             "dtype": "float32",
@@ -147,25 +149,20 @@ class TrajectoryFolder:
             "epochs": list(self.layout.epochs),
             "parts": parts,
         }
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomically(path, json.dumps(facts, indent=1).encode())
+        describe(self.folder / HEADER, facts)
 
     def make_room(self, experts: int) -> None:
         """Let the array hold at least that many experts; rows that are there stay."""
-        held = experts_held(self.folder)
-        if held is not None and held >= experts:
-            return
         shape = (experts, len(self.layout.epochs), self.layout.parameters)
+        header = _read_header(self.path)
+        if header is None:
+            write_atomically(self.path, partial(_create, shape))
+            return
         with disk_errors(self.path):
-            if held is None:
-                partial = self.path.with_name(f".{WEIGHTS}.new")
-                np.lib.format.open_memmap(partial, mode="w+", dtype="<f4", shape=shape).flush()
-                sync(partial)
-                partial.replace(self.path)
-            else:
+            if header.shape[0] < experts:
                 _grow(self.path, shape)
-            sync(self.folder)
+            elif self.path.stat().st_size < header.stop:  # it was cut
+                _grow(self.path, header.shape)
 
     def finish(self, expert: int) -> None:
         """Say that the expert's row is whole; the row is on the disk already."""
@@ -190,7 +187,7 @@ class TrajectoryFolder:
 
     def remember(self) -> None:
         """Note that the rows, as they are now, have their checksums."""
-        with suppress(OSError):  # a cache that may only be read
+        with suppress(OSError):  # another user's file: rows are compared again the next time
             (self.folder / _CHECKED).write_text(self._state(marks_in(self.folder)))
 
     def open(self, experts: int) -> Trajectories:
@@ -204,7 +201,10 @@ class TrajectoryFolder:
         return f"{facts.st_size} {facts.st_mtime_ns} {told}"
 
     def _sha256(self, expert: int) -> str:
-        return _row_sha256(np.load(self.path, mmap_mode="r", allow_pickle=False), expert)
+        header = _read_header(self.path)
+        assert header is not None, "the expert was written there"
+        with self.path.open("rb") as file:
+            return _row_sha256(file, header, expert)
 
 
 def marks_in(folder: Path) -> dict[int, str]:
@@ -219,31 +219,70 @@ def marks_in(folder: Path) -> dict[int, str]:
 def damaged_experts(folder: Path) -> list[int]:
     """Finished experts whose rows do not have their checksums; all rows are read."""
     marks = marks_in(folder)
-    try:
-        weights = np.load(folder / WEIGHTS, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # absent, cut or no array
+    header = _read_header(folder / WEIGHTS)
+    if header is None:  # absent, or no array
         return sorted(marks)
-    return sorted(
-        expert
-        for expert, sha256 in marks.items()
-        if expert >= len(weights) or _row_sha256(weights, expert) != sha256
-    )
-
-
-def _row_sha256(weights: np.ndarray, expert: int) -> str:
-    """sha256 (hex) of an expert's row, a checkpoint at a time."""
-    result = hashlib.sha256()
-    for checkpoint in weights[expert]:
-        result.update(np.ascontiguousarray(checkpoint).data)
-    return result.hexdigest()
+    with (folder / WEIGHTS).open("rb") as file:
+        return [expert for expert in sorted(marks) if _row_sha256(file, header, expert) != marks[expert]]
 
 
 def experts_held(folder: Path) -> int | None:
-    """Experts that the array has room for; None where there is none, or it was cut."""
+    """Experts that the array has room for; None where there is none."""
+    header = _read_header(folder / WEIGHTS)
+    return None if header is None else header.shape[0]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Of the array's file.
+
+    Args:
+        shape: (experts, checkpoints, P).
+        start: where the values begin.
+    """
+
+    shape: tuple[int, int, int]
+    start: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Of an expert."""
+        return prod(self.shape[1:]) * 4
+
+    @property
+    def stop(self) -> int:
+        """Size of the whole file."""
+        return self.start + self.shape[0] * self.row_bytes
+
+
+def _read_header(path: Path) -> _Header | None:
+    """None where there is no file, or none that holds such an array."""
     try:
-        return len(np.load(folder / WEIGHTS, mmap_mode="r", allow_pickle=False))
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
     except (OSError, ValueError):
         return None
+    if len(shape) != 3 or dtype.str != "<f4":
+        return None
+    return _Header((shape[0], shape[1], shape[2]), start)
+
+
+def _row_sha256(file: BinaryIO, header: _Header, expert: int) -> str:
+    """sha256 (hex) of an expert's row, or of what is there of it."""
+    result = hashlib.sha256()
+    left = header.row_bytes
+    file.seek(header.start + expert * header.row_bytes)
+    while left and (piece := file.read(min(left, _PIECE))):
+        result.update(piece)
+        left -= len(piece)
+    return result.hexdigest()
+
+
+def _create(shape: tuple[int, int, int], path: Path) -> None:
+    """A file of zeros, which takes no room on the disk yet."""
+    np.lib.format.open_memmap(path, mode="w+", dtype="<f4", shape=shape).flush()
 
 
 def _grow(path: Path, shape: tuple[int, int, int]) -> None:

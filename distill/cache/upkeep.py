@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.cache.folder import is_cache, lock_alone, refuse_other_format
+from distill.cache.folder import is_cache, lock_alone, read_description, refuse_other_format
 from distill.cache.identity import PRODUCER_VERSION
 from distill.cache.networks import read_facts
 from distill.cache.shards import MANIFEST, Shard, shard_ranges, state_of
@@ -102,7 +102,7 @@ def remove(folder: Path, unwanted: Sequence[Entry]) -> None:
     try:
         for entry in unwanted:
             with disk_errors(entry.path):
-                shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+                _remove_folder(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
         for partial in folder.rglob(f".*{PARTIAL}"):
             with disk_errors(partial):
                 partial.unlink(missing_ok=True)
@@ -125,6 +125,14 @@ def remove_damaged(folder: Path, paths: Sequence[Path]) -> None:
         lock.release()
 
 
+def _remove_folder(folder: Path) -> None:
+    """What tells of the folder goes last, so that an interrupted removal leaves nothing untold."""
+    for path in folder.iterdir():
+        if path.name not in (MANIFEST, HEADER):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def _refuse_other(folder: Path) -> None:
     if not is_cache(folder):
         raise InputError(
@@ -136,18 +144,36 @@ def _refuse_other(folder: Path) -> None:
 
 
 def _rows(folder: Path) -> Iterator[Entry]:
-    for manifest in sorted((folder / "rows").glob(f"*/{MANIFEST}")):
-        facts = _json(manifest)
+    for place in _folders(folder / "rows"):
+        facts = read_description(place / MANIFEST)
         parts = facts.get("parts", {})
         yield Entry(
             kind=str(parts.get("kind", "unknown")),
-            path=manifest.parent,
-            told=_told(parts),
-            bytes=_size(manifest.parent),
-            used=manifest.stat().st_mtime,
-            whole=_share(manifest.parent, int(facts.get("rows", 0))),
-            obsolete=facts.get("producer") != PRODUCER_VERSION,
+            path=place,
+            told=_told(parts) if parts else _unreadable(place),
+            bytes=_size(place),
+            used=_used(place, MANIFEST),
+            whole=_share(place, int(facts.get("rows", 0))) if facts else 0.0,
+            # What no manifest tells of may still be served: the key decides.
+            obsolete=bool(facts) and facts.get("producer") != PRODUCER_VERSION,
         )
+
+
+def _folders(place: Path) -> list[Path]:
+    """One for every key, with or without a manifest."""
+    return sorted(path for path in place.glob("*") if path.is_dir())
+
+
+def _unreadable(path: Path) -> str:
+    return f"key {path.name[:8]}, not readable"
+
+
+def _used(place: Path, told_by: str) -> float:
+    """When the folder was last asked for: the time of its manifest, or its own where there is none."""
+    for path in (place / told_by, place):
+        with suppress(FileNotFoundError):
+            return path.stat().st_mtime
+    return 0.0
 
 
 def _told(parts: dict[str, Any]) -> str:
@@ -180,8 +206,9 @@ def _share(folder: Path, rows: int) -> float:
 
 def _networks(folder: Path) -> Iterator[Entry]:
     for path in sorted((folder / "networks").glob("*.npz")):
-        facts = path.stat()
-        yield Entry("network", path, _told_of_network(path), facts.st_size, facts.st_mtime, 1.0)
+        with suppress(FileNotFoundError):  # a run has put a newer one in its place
+            facts = path.stat()
+            yield Entry("network", path, _told_of_network(path), facts.st_size, facts.st_mtime, 1.0)
 
 
 def _told_of_network(path: Path) -> str:
@@ -189,24 +216,28 @@ def _told_of_network(path: Path) -> str:
     try:
         facts = read_facts(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return f"key {path.name[:8]}, not readable"
+        return _unreadable(path)
     trained = f"{facts.get('model', 'network')}, {facts.get('epochs', '?')} epochs"
     return f"{trained}, trained on {str(facts.get('data', ''))[:8]}"
 
 
 def _trajectories(folder: Path) -> Iterator[Entry]:
-    for header in sorted((folder / "trajectories").glob(f"*/{HEADER}")):
-        parts = _json(header).get("parts", {})
-        done, room = len(marks_in(header.parent)), experts_held(header.parent)
-        model = parts.get("model", {}).get("name", "unknown")
+    for place in _folders(folder / "trajectories"):
+        parts = read_description(place / HEADER).get("parts", {})
+        done, room = len(marks_in(place)), experts_held(place)
         yield Entry(
             "trajectories",
-            header.parent,
-            f"{done} experts, {model}, {len(parts.get('epochs', []))} checkpoints, {str(parts.get('data', ''))[:8]}",
-            _size(header.parent),
-            header.stat().st_mtime,
+            place,
+            _told_of_experts(done, parts) if parts else _unreadable(place),
+            _size(place),
+            _used(place, HEADER),
             done / room if room else 0.0,
         )
+
+
+def _told_of_experts(done: int, parts: dict[str, Any]) -> str:
+    model = parts.get("model", {}).get("name", "unknown")
+    return f"{done} experts, {model}, {len(parts.get('epochs', []))} checkpoints, {str(parts.get('data', ''))[:8]}"
 
 
 def _checksum(path: Path) -> str | None:
@@ -224,11 +255,3 @@ def _size(folder: Path) -> int:
         with suppress(FileNotFoundError):
             total += path.stat().st_size
     return total
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from distill.cache import Cache
 from distill.cache import experts as experts_module
+from distill.cache import trajectories as trajectories_module
 from distill.cache.experts import ExpertConfig, record_trajectories
 from distill.cache.trajectories import Layout, Trajectories, TrajectoryFolder, damaged_experts
 from distill.contracts import Context, Source, Split
@@ -212,6 +213,40 @@ def test_damaged_rows_are_trained_again(damage: str, record: Record, trained: li
     if damage == "a number":
         assert told.warnings == [f"expert 1 in {path} is damaged and will be trained again"]
     assert damaged_experts(path.parent) == []
+
+
+@pytest.mark.parametrize("asked", [3, 5])
+def test_a_file_that_was_cut_loses_the_experts_behind_the_cut(
+    asked: int, record: Record, trained: list[Job], told: Any
+) -> None:
+    found = record(config(experts=3))
+    expected, path = whole(found), found.path
+    os.truncate(path, path.stat().st_size - 4)
+    trained.clear()
+    assert damaged_experts(path.parent) == [2]
+    assert np.array_equal(whole(record(config(experts=2))), expected[:2])
+    assert trained == []
+    assert np.array_equal(whole(record(config(experts=asked)))[:3], expected)
+    assert [job.label for job in trained] == [f"expert {number}" for number in range(2, asked)]
+    assert told.warnings == [f"expert 2 in {path} is damaged and will be trained again"]
+    assert len(np.load(path, mmap_mode="r")) == asked
+
+
+def test_a_first_run_that_is_killed_leaves_a_partial_file(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which `distill cache gc` and later runs know and remove."""
+    created = []
+
+    def killed(shape: tuple[int, int, int], path: Path) -> None:
+        created.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trajectories_module, "_create", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record(config())
+    assert [path.suffix for path in created] == [".partial"]
+    assert not created[0].exists()
 
 
 @pytest.mark.parametrize(

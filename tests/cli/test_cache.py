@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from distill.cache.folder import claim
-from distill.cache.upkeep import Entry, surplus
+from distill.cache.upkeep import Entry, entries, remove, surplus
+from distill.errors import InputError
 
 from .conftest import Call
 
@@ -78,6 +80,44 @@ def test_gc_removes_what_earlier_versions_made(filled: Path, call: Call) -> None
     assert "1 entries" in call("cache", "gc").stdout
     assert not manifest.exists()
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("text", [None, "nonsense", "[]", '{"parts": 3}'])
+def test_rows_without_a_manifest_are_listed_kept_and_told_of_again(
+    text: str | None, filled: Path, call: Call
+) -> None:
+    manifest = next(filled.rglob("manifest.json"))
+    before = manifest.read_bytes()
+    manifest.unlink()
+    if text is not None:
+        manifest.write_text(text)
+    listed = call("cache", "ls")
+    assert listed.stdout.splitlines()[-1].startswith("3 entries, ")
+    assert f"key {manifest.parent.name[:8]}, not readable" in listed.stdout
+    assert "0 entries" in call("cache", "gc").stdout, "the rows may be good"
+    assert call("run", "tiny.yaml", "--out", "again").exit_code == 0
+    assert manifest.read_bytes() == before
+    manifest.unlink()
+    assert "3 entries" in call("cache", "gc", "--max-bytes", "0").stdout
+    assert names(filled) <= {"distill-cache.json", ".lock"}
+
+
+def test_a_removal_that_is_interrupted_leaves_what_tells_of_the_rest(
+    filled: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = next(filled.rglob("manifest.json"))
+    (entry,) = [each for each in entries(filled) if each.path == manifest.parent]
+
+    def refused(path: Path, **options: bool) -> None:
+        raise OSError(errno.EACCES, "refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        with pytest.raises(InputError, match="cannot be written"):
+            remove(filled, [entry])
+    assert manifest.exists()
+    remove(filled, [entry])
+    assert not manifest.parent.exists()
 
 
 def test_gc_leaves_a_cache_that_is_in_use_alone(filled: Path, call: Call) -> None:
