@@ -8,6 +8,7 @@ are does not depend on what else is asked for beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,6 +40,14 @@ class Part:
 
     values: Tensor
     bad: Tensor
+
+
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """Convolutions in float32, the same bits again: by default a GPU rounds their inputs to 10 bits."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags
 
 
 def _nothing() -> None:
@@ -156,7 +165,8 @@ class Forward:
         self, images: Tensor, labels: Tensor, sums: dict[Statistics, Tensor]
     ) -> dict[Stored | Statistics, Part]:
         """Every quantity over a block; statistics are added to `sums`, which their parts share."""
-        logits, caught, gradients = self._compute(images, labels)
+        with _exact_convolutions():
+            logits, caught, gradients = self._compute(images, labels)
         found: dict[Stored | Statistics, Part] = {}
         for quantity in self.quantities:
             if isinstance(quantity, Statistics):

@@ -64,6 +64,49 @@ def test_features_and_logits_equal_a_direct_forward(
     assert cache.images_forwarded == 37, "one pass answers both"
 
 
+@pytest.mark.parametrize("quantity", [Logits(), GradientNorms()], ids=str)
+def test_passes_are_in_float32_and_leave_the_settings_as_they_were(
+    quantity: Any,
+    make_cache: MakeCache,
+    split: Split,
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a GPU would use, seen from inside a convolution."""
+    cudnn, convolve = torch.backends.cudnn, nn.Conv2d.forward
+    seen: set[tuple[bool, bool, bool]] = set()
+
+    def spying(self: nn.Conv2d, x: Tensor) -> Tensor:
+        seen.add((cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark))
+        return convolve(self, x)
+
+    cache = make_cache()
+    monkeypatch.setattr(nn.Conv2d, "forward", spying)
+    with cudnn.flags(enabled=True, allow_tf32=True, deterministic=False, benchmark=True):
+        cache.request(split, network, [quantity])
+        assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == (True, False, True)
+    assert (False, True, False) in seen
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_rows_are_those_of_a_cpu(tmp_path: Path, split: Split, network: Network, told: Any) -> None:
+    """TF32 would be wrong by 1e-3; what is read, taken and kept by the tiers is the same."""
+    quantities: list[Any] = [Features(), Logits(), Loss(), GradientNorms(), Gradients(Projection(dim=8))]
+    found = {}
+    for name in ("cpu", "cuda"):
+        cache = Cache(tmp_path / name, device=torch.device(name), progress=told)
+        answers = cache.request(split, network, quantities)
+        for quantity in quantities:
+            rows = answers[quantity]
+            whole = rows.read(slice(None))
+            assert whole.device.type == name
+            assert torch.equal(rows.take(torch.arange(37)), whole)
+            assert torch.equal(torch.cat([block for _, block in rows.blocks(5)]), whole)
+            found[name, quantity] = whole.cpu()
+    for quantity in quantities:
+        torch.testing.assert_close(found["cuda", quantity], found["cpu", quantity], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
 def test_features_of_a_layer_are_what_it_puts_out(
     norm: str, make_cache: MakeCache, split: Split, make_network: Callable[..., Network]
