@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +14,7 @@ from pydantic import Field, model_validator
 from distill.cache.identity import cache_key, definition_parts, preprocessing_parts, producer_version
 from distill.cache.trajectories import FORMAT, Layout, Trajectories, TrajectoryFolder
 from distill.contracts import Context, Preprocessing, Source
+from distill.files import write_bytes_atomically
 from distill.locks import Lock
 from distill.models import ModelSpec, describe, digest, model_config
 from distill.training.config import Augment, NonNegative, Positive, Strict, TrainConfig
@@ -85,8 +90,7 @@ def record_trajectories(
                 _train(ctx, first, folder, config, missing)
         finally:
             lock.release()
-    if len(missing) < config.experts:
-        ctx.costs.mark_cached()
+    _charge(ctx, folder.folder, [expert for expert in range(config.experts) if expert not in missing])
     return folder.open(config.experts)
 
 
@@ -109,7 +113,13 @@ def _train(
         for expert in missing
     ]
 
+    last = time.perf_counter()
+
     def finish(place: int, trained: Trained) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        _save_cost(folder.folder, missing[place], seconds=now - last, peak_bytes=trained.peak_bytes)
+        last = now
         folder.finish(missing[place])
 
     title = f"train {len(missing)} experts, {describe(config.model)}"
@@ -117,6 +127,30 @@ def _train(
         ctx.engine.train(jobs, title=title, on_done=finish)
     finally:
         folder.remember()
+
+
+def _save_cost(folder: Path, expert: int, *, seconds: float, peak_bytes: int) -> None:
+    """Keep what an expert cost beside its row.
+
+    Its seconds are those since the one before it was finished: their sum is what the training took, however many
+    experts were trained at once.
+    """
+    cost = {"seconds": seconds, "peak_bytes": peak_bytes}
+    write_bytes_atomically(_cost_path(folder, expert), json.dumps(cost).encode())
+
+
+def _charge(ctx: Context, folder: Path, experts: Sequence[int]) -> None:
+    """Charge this stage for experts that it did not train."""
+    for expert in experts:
+        try:
+            cost = json.loads(_cost_path(folder, expert).read_text())
+            ctx.costs.charge(seconds=float(cost["seconds"]), peak_bytes=int(cost["peak_bytes"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            ctx.costs.mark_cached()  # the row is whole; what it cost is not known any more
+
+
+def _cost_path(folder: Path, expert: int) -> Path:
+    return folder / f"cost-{expert:05d}.json"
 
 
 def _first_job(ctx: Context, source: Source, config: ExpertConfig, preprocessing: Preprocessing) -> Job:

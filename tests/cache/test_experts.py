@@ -1,0 +1,85 @@
+"""What experts that are kept cost the run that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill.cache import Cache
+from distill.cache.experts import ExpertConfig, record_trajectories
+from distill.contracts import Context, Source, Split
+from distill.progress import NullProgress
+from distill.training.config import TrainConfig
+from distill.training.engine import Engine
+
+CPU = torch.device("cpu")
+
+
+class Ledger:
+    """A `Costs` that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.charges: list[dict[str, float]] = []
+        self.unknown = 0
+
+    def charge(self, **cost: float) -> None:
+        self.charges.append(cost)
+
+    def mark_cached(self) -> None:
+        self.unknown += 1
+
+
+@pytest.fixture
+def record(
+    make_cache: Callable[[], Cache], make_split: Callable[..., Split], told: Any, tmp_path: Path
+) -> Callable[[int], Ledger]:
+    source = Source("random", ("a", "b", "c"), make_split(), make_split(0), (0.4, 0.5), (0.2, 0.3))
+
+    def run(experts: int) -> Ledger:
+        asked = {
+            "model": {"name": "mlp", "width": 4, "depth": 1},
+            "train": {"epochs": 1, "augment": "none"},
+            "experts": experts,
+        }
+        ledger = Ledger()
+        with Engine(CPU, precision="float32", progress=NullProgress(), way="serial") as engine:
+            costs: Any = ledger
+            ctx = Context(0, CPU, make_cache(), engine, costs, told, TrainConfig(), tmp_path)
+            record_trajectories(ctx, source, ExpertConfig.model_validate(asked))
+        return ledger
+
+    return run
+
+
+def costs_in(folder: Path) -> Sequence[Path]:
+    return sorted(folder.rglob("cost-*.json"))
+
+
+def test_kept_experts_are_charged_and_fresh_ones_are_not(
+    record: Callable[[int], Ledger], tmp_path: Path
+) -> None:
+    assert record(2).charges == []
+    again = record(3)
+    assert len(again.charges) == 2
+    assert all(cost["seconds"] > 0 and cost["peak_bytes"] > 0 for cost in again.charges)
+    assert again.unknown == 0
+    assert record(1).charges == again.charges[:1]
+    assert len(costs_in(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"seconds": null, "peak_bytes": 1}'])
+def test_a_cost_that_is_not_known_any_more(
+    content: str | None, record: Callable[[int], Ledger], tmp_path: Path
+) -> None:
+    record(2)
+    first = costs_in(tmp_path)[0]
+    if content is None:
+        first.unlink()
+    else:
+        first.write_text(content)
+    ledger = record(2)
+    assert (len(ledger.charges), ledger.unknown) == (1, 1)
