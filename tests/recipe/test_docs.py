@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from distill.distillers.trajectory import Experts, TrajectoryMatching
 from distill.errors import RecipeErrors
+from distill.matching.windows import StartEpochs
 from distill.recipe import EvaluateConfig, Recipe, json_schema, load_recipe, recipe_names
 from distill.registry import DATA, METHODS
 from distill.training.config import TrainConfig
@@ -20,9 +23,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", DOCS, flags=re.DOTALL | re.MULTILINE)
 
 
-def rows(section: str) -> dict[str, str]:
+def rows(section: str, docs: str = DOCS) -> dict[str, str]:
     """Key and default of each row of the first table in a section."""
-    text = re.split(rf"^##+ {section}$", DOCS, flags=re.MULTILINE)[1]
+    text = re.split(rf"^##+ {section}$", docs, flags=re.MULTILINE)[1]
     found: dict[str, str] = {}
     for line in text.splitlines():
         if match := re.match(r"\| `(\w+)` \|.*\| (.*) \|$", line):
@@ -74,3 +77,26 @@ def test_the_schema_of_the_real_registry_lists_everything() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_is_valid(name: str) -> None:
     assert load_recipe(name).recipe.steps
+
+
+TRAJECTORY = (Path(__file__).parents[2] / "docs" / "trajectory.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("section", "config"),
+    [("Options", TrajectoryMatching.Config), ("experts", Experts), ("start_epochs", StartEpochs)],
+)
+def test_the_tables_of_trajectory_matching_give_keys_and_defaults(
+    section: str, config: type[BaseModel]
+) -> None:
+    found = rows(section, TRAJECTORY)
+    assert list(found) == list(config.model_fields)
+    defaults = config().model_dump(mode="json")
+    nested = ("experts", "start_epochs", "model")
+    told = {key: parse_scalar(text) for key, text in found.items() if key not in nested}
+    assert told == {key: value for key, value in defaults.items() if key not in nested}
+
+
+def test_the_example_of_trajectory_matching_is_a_recipe(write) -> None:
+    example = re.findall(r"^```yaml\n(.*?)^```$", TRAJECTORY, flags=re.DOTALL | re.MULTILINE)[0]
+    assert load_recipe(write(example)).recipe.steps[0].method == "trajectory"
