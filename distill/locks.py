@@ -17,7 +17,7 @@ class Lock:
     """A lock on a file, held until `release`, the object's end or the process's end.
 
     Args:
-        path: created where it is absent and may be; a file that may only be read can still be locked.
+        path: created where it is absent and may be; another user's file, which may only be read, can still be locked.
         shared: whether others may hold it shared at the same time.
     """
 

@@ -38,7 +38,8 @@ def claim(folder: Path) -> Lock:
         A shared lock, which tells `distill cache gc` that the cache is in use.
 
     Raises:
-        InputError: the folder cannot be written, holds other files, or a cache of another format.
+        InputError: the folder cannot be written (even where all rows are there: a run would find out only once it
+            needs another), holds other files, or a cache of another format.
     """
     marker = folder / MARKER
     with disk_errors(folder):

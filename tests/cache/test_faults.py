@@ -220,6 +220,48 @@ def test_a_path_that_is_a_file(tmp_path: Path, told: Any) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_cache_on_a_disk_that_may_only_be_read_is_refused(
+    make_cache: MakeCache, split: Split, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_cache().folder
+    opened = os.open
+
+    def only_read(path: Any, flags: int, *mode: int, **options: Any) -> int:
+        if flags & (os.O_CREAT | os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", only_read)
+    with pytest.raises(InputError, match="cannot be written: Read-only file system") as caught:
+        make_cache()
+    assert caught.value.where == str(folder)
+
+
+def test_files_of_another_user_serve_although_nothing_is_noted_of_them(
+    make_cache: MakeCache, split: Split, network: Network, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that both may write to: the manifest's time and the note of checksums stay as they are."""
+    make_cache().request(split, network, BOTH)
+    for path in make_cache().folder.rglob(".checked"):
+        path.unlink()
+    before = {path: path.stat().st_mtime_ns for path in make_cache().folder.rglob("manifest.json")}
+    opened = Path.open
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def noting_refused(path: Path, mode: str = "r", **options: Any) -> Any:
+        return refuse() if path.name == ".checked" and "a" in mode else opened(path, mode, **options)
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "open", noting_refused)
+    cache = make_cache()
+    cache.request(split, network, BOTH)
+    assert cache.images_forwarded == 0
+    assert told.warnings == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 @pytest.mark.parametrize(
     ("number", "message"),
     [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot be written: Permission denied")],
