@@ -13,7 +13,12 @@ The error of an estimate is |<P x, P y> - <x, y>| / (|x| |y|), its mean over all
 itself too) and over seeds; exact inner products come from gradients in float64. The peer divides by nothing; it is
 scaled by 1 / sqrt(k) here, as its matrix needs.
 
-The last line is JSON. `ratio` and `projection_ratio` are those of the convolutional network and the default kind.
+For every network and kind the table tells how many coordinates of the gradient went through factors, hence were never
+formed. Networks of millions of parameters (a ResNet-18, a wide MLP) are timed without the peer, which would draw a
+matrix of P x 512 random numbers for each batch; there `ratio` is the time of the sparse kind over that of the kind.
+
+The last line is JSON. `ratio` and `projection_ratio` are those of the convolutional network and the default kind;
+`ratio_to_sparse` and `through_factors` (shares of P) are those of the default kind, by network.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -54,6 +60,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "convnet": {"name": "convnet", "width": 100, "depth": 3},
     "mlp": {"name": "mlp", "width": 64, "depth": 2},
 }
+LARGE: dict[str, dict[str, Any]] = {
+    "resnet18": {"name": "resnet18"},
+    "wide_mlp": {"name": "mlp", "width": 2048, "depth": 3},
+}
 
 
 def main() -> None:
@@ -66,6 +76,10 @@ def main() -> None:
     results = {name: measure(name, args) for name in MODELS}
     print_ways(results["convnet"].parameters, args)
     print_floors(results["convnet"], args)
+    large = {name: measure_large(name, args) for name in LARGE}
+    kind = Projection().kind
+    shares = {name: round(each.kinds[kind].factored / each.parameters, 3) for name, each in results.items()}
+    shares |= {name: each.share for name, each in large.items()}
     default = results["convnet"].kinds[Projection().kind]
     print(
         json.dumps(
@@ -78,6 +92,8 @@ def main() -> None:
                 "error_peer": results["convnet"].peer_error,
                 "kind": Projection().kind,
                 "ratio_mlp": results["mlp"].kinds[Projection().kind].ratio,
+                "ratio_to_sparse": {name: each.ratio for name, each in large.items()},
+                "through_factors": shares,
                 "parameters": results["convnet"].parameters,
                 "threads": args.threads,
             }
@@ -89,6 +105,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="interpreter of an environment with traker")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats-large", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dim", type=int, default=512)
@@ -104,6 +121,7 @@ class KindResult:
         whole, projection: median seconds of a batch.
         ratio, projection_ratio: the peer's seconds over ours, medians over repeats.
         error: mean relative error of inner products.
+        factored: coordinates that went through factors in the whole path.
     """
 
     whole: float
@@ -111,6 +129,7 @@ class KindResult:
     ratio: float
     projection_ratio: float
     error: float
+    factored: int
 
 
 @dataclass(frozen=True)
@@ -125,9 +144,7 @@ class Result:
 def measure(name: str, args: argparse.Namespace) -> Result:
     """Times and errors of all kinds and of the peer on one network."""
     module = build(model_config(MODELS[name]), image_shape=IMAGE_SHAPE, classes=CLASSES, seed=0).eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(args.batch, *IMAGE_SHAPE, generator=generator)
-    labels = torch.randint(0, CLASSES, (args.batch,), generator=generator)
+    images, labels = batch_of(args.batch)
     parts = exact_gradients(module, images, labels)
     exact = flattened(parts)
     ours = {kind: Ours(module, images, labels, parts, kind, args.dim) for kind in KINDS}
@@ -156,7 +173,81 @@ def kind_result(
         ratio=median_ratio(peer_whole, whole),
         projection_ratio=median_ratio(peer_projection, projection),
         error=round(mean_error(ours.projected, exact, seeds=SEEDS_MORE * args.error_seeds), 5),
+        factored=through_factors(ours.whole),
     )
+
+
+def through_factors(run: Callable[[], object]) -> int:
+    """Coordinates of a gradient that went through factors while `run` ran."""
+    sizes: dict[str, int] = {}
+    add_outer = Projector.add_outer
+
+    def counted(self: Projector, out: Tensor, name: str, left: Tensor, right: Tensor) -> None:
+        sizes[name] = left.shape[2] * right.shape[2]
+        add_outer(self, out, name, left, right)
+
+    with patch.object(Projector, "add_outer", counted):
+        run()
+    return sum(sizes.values())
+
+
+@dataclass(frozen=True)
+class LargeResult:
+    """The default kind on a network that is timed without the peer.
+
+    Args:
+        ratio: seconds of the sparse kind over its seconds, median over repeats.
+        share: of the coordinates, through factors.
+    """
+
+    ratio: float
+    share: float
+
+
+def measure_large(name: str, args: argparse.Namespace) -> LargeResult:
+    """Times of the whole path of all kinds, which alternate within each repeat."""
+    module = build(model_config(LARGE[name]), image_shape=IMAGE_SHAPE, classes=CLASSES, seed=0).eval()
+    module = module.to(memory_format=torch.channels_last)
+    images, labels = batch_of(args.batch)
+    images = images.contiguous(memory_format=torch.channels_last)
+    runs = {kind: whole_path(module, images, labels, kind, args.dim) for kind in KINDS}
+    factored = {kind: through_factors(run) for kind, run in runs.items()}  # warms up too
+    times = [{kind: once(run) for kind, run in runs.items()} for _ in range(args.repeats_large)]
+    parameters = sum(value.numel() for value in module.parameters())
+    print(f"\n{name}, P = {parameters:,}, medians of {args.repeats_large}, without the peer")
+    print("              whole ms  samples/s  sparse's time / its   through factors")
+    ratios: dict[Kind, float] = {}
+    for kind in KINDS:
+        whole = statistics.median(each[kind] for each in times)
+        ratios[kind] = median_ratio([each["sparse"] for each in times], [each[kind] for each in times])
+        print(
+            f"{kind:12s} {whole * 1e3:9.1f} {args.batch / whole:10.1f} {ratios[kind]:20.2f}"
+            f" {factored[kind]:17,d}"
+        )
+    default = Projection().kind
+    return LargeResult(ratios[default], round(factored[default] / parameters, 3))
+
+
+def whole_path(
+    module: nn.Module, images: Tensor, labels: Tensor, kind: Kind, dim: int
+) -> Callable[[], object]:
+    request = GradientRequest(of="margin", projection=Projection(kind=kind, dim=dim))
+    own = GradientPass(module, [request], image_shape=IMAGE_SHAPE, work_bytes=WORK_BYTES)
+    return lambda: own.run(images, labels)
+
+
+def batch_of(rows: int) -> tuple[Tensor, Tensor]:
+    """Random images and labels, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(rows, *IMAGE_SHAPE, generator=generator)
+    return images, torch.randint(0, CLASSES, (rows,), generator=generator)
+
+
+def once(run: Callable[[], object]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def median_ratio(peer: list[float], ours: list[float]) -> float:
@@ -273,9 +364,7 @@ def seconds(run: Callable[[], object]) -> float:
     run()
     found = []
     for _ in range(3):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
+        found.append(once(run))
     return statistics.median(found)
 
 
@@ -339,7 +428,7 @@ def print_table(
         statistics.median(each[f"peer {part}"] for each in times) for part in ("whole", "projection")
     )
     print(f"\n{name}, P = {parameters:,}")
-    print("              whole ms  samples/s   ratio   projection ms   ratio   error")
+    print("              whole ms  samples/s   ratio   projection ms   ratio   error  through factors")
     print(
         f"{'traker':12s} {whole * 1e3:9.1f} {batch / whole:10.0f} {1:7.1f} {projection * 1e3:15.1f} {1:7.1f}"
         f" {peer_error:7.4f}"
@@ -348,6 +437,7 @@ def print_table(
         print(
             f"{kind:12s} {found.whole * 1e3:9.1f} {batch / found.whole:10.0f} {found.ratio:7.1f}"
             f" {found.projection * 1e3:15.1f} {found.projection_ratio:7.1f} {found.error:7.4f}"
+            f" {found.factored:16,d}"
         )
 
 
