@@ -239,11 +239,30 @@ class Training:
         model: its configuration.
         train: its training.
         samples: images it trains on.
+        checkpoints: how often its weights are kept.
     """
 
     model: Any
     train: TrainConfig
     samples: int
+    checkpoints: int = 1
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a step computes with a network besides training it, for a dry run.
+
+    Args:
+        model: its configuration.
+        batch: images at once.
+        count: batches, in forward passes: a backward pass counts as two.
+        kept: batches whose activations are in memory at the same time.
+    """
+
+    model: Any
+    batch: int
+    count: int
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -253,12 +272,18 @@ class Estimate:
     Args:
         images: size of its result.
         trainings: networks it trains.
+        passes: what else it computes with networks.
         features: rows of features and logits it caches.
+        pixel_bytes: of a number of an image of its result.
+        whitening: whether its result holds the matrices of ZCA.
     """
 
     images: int
     trainings: tuple[Training, ...] = ()
+    passes: tuple[Passes, ...] = ()
     features: int = 0
+    pixel_bytes: int = 1
+    whitening: bool = False
 
 
 class Method(ABC):

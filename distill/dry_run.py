@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from distill.cache import default_folder
-from distill.contracts import Estimate, Method, Source
+from distill.contracts import Estimate, Method, Passes, Source
 from distill.data import Plan, plan
 from distill.data.outline import outline
 from distill.models import describe
 from distill.models.cost import forward_cost
 from distill.recipe import Recipe
-from distill.report.quantities import seconds, size
+from distill.report.quantities import long_seconds, seconds, size
 from distill.run_folder import RunFolder, State
 from distill.step_checks import check_places, check_steps
 from distill.training.config import Strict, TrainConfig
@@ -36,7 +36,7 @@ PROCESS_BYTES = 750_000_000  # resident set of a Python process that has trained
 
 @dataclass(frozen=True)
 class Work:
-    """Networks to train.
+    """What is done with networks, one after another or side by side.
 
     Args:
         title: what for.
@@ -158,6 +158,11 @@ def _costs(
         for k, estimate in enumerate(estimates)
         for training in (estimate.trainings if estimate else ())
     ]
+    work += [
+        _passes(passes, shape, classes, title=f"step {k}")
+        for k, estimate in enumerate(estimates)
+        for passes in (estimate.passes if estimate else ())
+    ]
     last = estimates[-1]
     assert last is not None
     work += _students(recipe, last.images, looked, device)
@@ -167,10 +172,11 @@ def _costs(
     image_bytes = looked.image_bytes or 0
     peak = PROCESS_BYTES + 2 * image_bytes + max(_side_by_side(item, device) for item in work)
     pixels = shape[0] * shape[1] * shape[2]
-    set_bytes = last.images * (pixels + 2 * classes + 32)
+    set_bytes = last.images * (last.pixel_bytes * pixels + 2 * classes + 32)
+    set_bytes += 8 * pixels**2 if last.whitening else 0
     cache_bytes = _cache_bytes(estimates, shape, classes)
     return [
-        f"time     about {seconds(total)}, of which starting {seconds(started)} (from counted operations; right to a "
+        f"time     about {long_seconds(total)}, of which starting {seconds(started)} (from counted operations; right to a "
         "factor of three)",
         f"memory   about {size(int(peak))}, of which images {size(image_bytes)}",
         f"disk     set at most {size(set_bytes)}; cache about {size(cache_bytes)}",
@@ -227,14 +233,28 @@ def _training(
     )
 
 
+def _passes(passes: Passes, shape: tuple[int, int, int], classes: int, *, title: str) -> Work:
+    cost = forward_cost(passes.model, shape, classes)
+    return Work(
+        title,
+        flops=cost.flops * passes.batch * passes.count,
+        steps=passes.count // 3,  # a training step is three
+        parallel=1,
+        peak_bytes=4 * (3 * cost.parameters + 2 * cost.activations * passes.batch * passes.kept),
+    )
+
+
 def _cache_bytes(estimates: Sequence[Estimate | None], shape: tuple[int, int, int], classes: int) -> int:
     trainings = [training for estimate in estimates if estimate for training in estimate.trainings]
     if not trainings:
         return 0
-    parameters = max(forward_cost(training.model, shape, classes).parameters for training in trainings)
+    weights = sum(
+        forward_cost(training.model, shape, classes).parameters * training.checkpoints
+        for training in trainings
+    )
     features = sum(estimate.features for estimate in estimates if estimate)
     widest = 4096  # features of most networks here
-    return 4 * (parameters * len(trainings) + features * (widest + classes))
+    return 4 * (weights + features * (widest + classes))
 
 
 def _cache_folder(recipe: Recipe) -> Path:

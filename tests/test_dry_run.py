@@ -60,3 +60,36 @@ def test_data_still_to_be_fetched_are_not_checked_and_it_says_so(tmp_path: Path)
     assert "not checked" in text
     assert "at most 60000 for train and valid, 10000 test" in text
     assert list(tmp_path.iterdir()) == []
+
+
+MATCHING = "steps.0={trajectory: {ipc: 1, experts: {model: mlp, count: 2}, iterations: 40, inner_steps: 20}}"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "steps.0.experts.count=400",
+        "steps.0.iterations=40000",
+        "steps.0.inner_steps=20000",
+        "steps.0.students=1000",
+        "steps.0.start_epochs.last=4000",
+    ],
+)
+def test_more_matching_takes_longer(tmp_path: Path, more: str) -> None:
+    assert told(tmp_path, MATCHING, more)[0] > told(tmp_path, MATCHING)[0] + 1
+
+
+def test_matching_tells_its_memory_and_its_disk(tmp_path: Path) -> None:
+    def text(*overrides: str) -> str:
+        big = "steps.0.experts.model={name: convnet, width: 128}"
+        return dry_run(TINY, [MATCHING, big, *overrides], out=tmp_path / "out", device="cpu")
+
+    def cached(plan: str) -> float:
+        found = re.search(r"cache about ([\d.]+) ([kMG]B)", plan)
+        assert found is not None, plan
+        return float(found[1]) * {"kB": 1e3, **UNITS}[found[2]]
+
+    few, many = text("steps.0.start_epochs.last=0"), text("steps.0.start_epochs.last=27")
+    assert cached(many) == pytest.approx(10 * cached(few), rel=0.02), "30 checkpoints instead of 3"
+    longer = (MATCHING, "steps.0.experts.model=convnet", "steps.0.inner_steps=3000")
+    assert told(tmp_path, *longer, "steps.0.gradient=unroll")[1] > 2 * told(tmp_path, *longer)[1]

@@ -34,6 +34,7 @@ from distill.contracts import (
     Estimate,
     Method,
     MethodConfig,
+    Passes,
     Preprocessing,
     Selection,
     Source,
@@ -182,10 +183,23 @@ class TrajectoryMatching(Method):
             self._refuse_batch_beyond(self.config.ipc * len(source.classes))
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
-        asked = self.config.expert_config
-        images = before if self.config.ipc is None else self.config.ipc * classes
-        expert = Training(asked.model, asked.train, train)
-        return Estimate(images=images or 0, trainings=(expert,) * asked.experts)
+        config, asked = self.config, self.config.expert_config
+        images = (before if config.ipc is None else config.ipc * classes) or 0
+        expert = Training(asked.model, asked.train, train, checkpoints=asked.train.epochs + 1)
+        steps = config.iterations * config.students * config.inner_steps
+        matching = Passes(
+            asked.model,
+            batch=config.inner_batch or images,
+            count=steps * (9 if config.gradient == "unroll" else 12),
+            kept=4 * (config.inner_steps if config.gradient == "unroll" else config.segment),
+        )
+        return Estimate(
+            images=images,
+            trainings=(expert,) * asked.experts,
+            passes=(matching,),
+            pixel_bytes=2,
+            whitening=config.zca,
+        )
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         config = self.config

@@ -34,3 +34,11 @@ def size(count: int) -> str:
 def seconds(duration: float) -> str:
     """Seconds as seconds, such as `12.3 s`, so that stages can be compared at a glance."""
     return f"{duration:.2f} s" if duration < 9.995 else f"{duration:,.1f} s"
+
+
+def long_seconds(duration: float) -> str:
+    """Seconds, and what they are in larger units where there are many, such as `7,200.0 s (2.0 hours)`."""
+    for least, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if duration >= 1.5 * least:
+            return f"{seconds(duration)} ({duration / least:.1f} {unit})"
+    return seconds(duration)
