@@ -176,8 +176,8 @@ def _costs(
     set_bytes += 8 * pixels**2 if last.whitening else 0
     cache_bytes = _cache_bytes(estimates, shape, classes)
     return [
-        f"time     about {long_seconds(total)}, of which starting {seconds(started)} (from counted operations; right to a "
-        "factor of three)",
+        f"time     about {long_seconds(total)}, of which starting {seconds(started)} (from counted operations; right "
+        "to a factor of three)",
         f"memory   about {size(int(peak))}, of which images {size(image_bytes)}",
         f"disk     set at most {size(set_bytes)}; cache about {size(cache_bytes)}",
     ]

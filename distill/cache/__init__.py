@@ -47,7 +47,7 @@ from distill.cache.rows import (
     StoredRows,
     error_norms,
     losses,
-    margins,
+    margin_rows,
 )
 from distill.cache.shards import SHARD_ROWS, ShardFolder
 from distill.cache.statistics import LayerStatistics, StatisticsLayout
@@ -80,7 +80,7 @@ __all__ = [
     "default_folder",
 ]
 
-_FROM_LOGITS = {Loss: losses, Margins: margins, ErrorNorms: error_norms}
+_FROM_LOGITS = {Loss: losses, Margins: margin_rows, ErrorNorms: error_norms}
 
 
 class Answers(Mapping[Quantity, Any]):

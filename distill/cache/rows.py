@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.cache.shards import SHARD_ROWS
 from distill.cache.tiers import Tiers, read_ahead
 from distill.errors import InputError
+from distill.training.recording import margins
 
 T = TypeVar("T")
 
@@ -287,16 +288,9 @@ def losses(labels: Tensor, logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")[:, None]
 
 
-def margins(labels: Tensor, logits: Tensor) -> Tensor:
-    """Logit of the label minus the greatest other logit, (B, 1); negative where the network is wrong.
-
-    Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", NeurIPS 2020, eq. 1.
-    """
-    own = logits.gather(1, labels[:, None])
-    if logits.shape[1] == 1:
-        return own  # nothing else to be taken for
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own - others.amax(dim=1, keepdim=True)
+def margin_rows(labels: Tensor, logits: Tensor) -> Tensor:
+    """Margins, (B, 1)."""
+    return margins(labels, logits)[:, None]
 
 
 def error_norms(labels: Tensor, logits: Tensor) -> Tensor:

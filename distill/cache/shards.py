@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distill.cache.folder import describe
-from distill.cache.identity import PRODUCER_VERSION
+from distill.cache.identity import producer_version
 from distill.contracts import Progress
 from distill.files import disk_errors, remove_stale_partials, write_atomically
 
@@ -89,7 +89,7 @@ class ShardFolder:
         """Write the manifest; where it is there, note that it was used now."""
         facts = {
             "parts": parts,
-            "producer": PRODUCER_VERSION,
+            "producer": producer_version(str(parts["kind"])),
             "rows": self.rows,
             "shard_rows": SHARD_ROWS,
         }

@@ -6,14 +6,14 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.cache.folder import is_cache, lock_alone, read_description, refuse_other_format
-from distill.cache.identity import PRODUCER_VERSION
+from distill.cache.identity import producer_version
 from distill.cache.networks import read_facts
 from distill.cache.shards import MANIFEST, Shard, shard_ranges, state_of
 from distill.cache.trajectories import HEADER, damaged_experts, experts_held, marks_in
@@ -155,7 +155,7 @@ def _rows(folder: Path) -> Iterator[Entry]:
             used=_used(place, MANIFEST),
             whole=_share(place, int(facts.get("rows", 0))) if facts else 0.0,
             # What no manifest tells of may still be served: the key decides.
-            obsolete=bool(facts) and facts.get("producer") != PRODUCER_VERSION,
+            obsolete=_is_obsolete(facts, str(parts.get("kind", "unknown"))),
         )
 
 
@@ -208,15 +208,26 @@ def _networks(folder: Path) -> Iterator[Entry]:
     for path in sorted((folder / "networks").glob("*.npz")):
         with suppress(FileNotFoundError):  # a run has put a newer one in its place
             facts = path.stat()
-            yield Entry("network", path, _told_of_network(path), facts.st_size, facts.st_mtime, 1.0)
+            made = _facts_of_network(path)
+            told = _told_of_network(made) if made else _unreadable(path)
+            obsolete = _is_obsolete(made, "network")
+            yield Entry("network", path, told, facts.st_size, facts.st_mtime, 1.0, obsolete)
 
 
-def _told_of_network(path: Path) -> str:
-    """A network in words; `distill cache verify` tells of a file that cannot be read."""
+def _facts_of_network(path: Path) -> dict[str, Any]:
+    """How it was made; empty for a file that cannot be read, of which `distill cache verify` tells."""
     try:
-        facts = read_facts(path)
+        return read_facts(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return _unreadable(path)
+        return {}
+
+
+def _is_obsolete(facts: Mapping[str, Any], kind: str) -> bool:
+    """Whether another version made it. Of what tells nothing nothing is known, and the key may still serve it."""
+    return bool(facts) and facts.get("producer") != producer_version(kind)
+
+
+def _told_of_network(facts: Mapping[str, Any]) -> str:
     trained = f"{facts.get('model', 'network')}, {facts.get('epochs', '?')} epochs"
     return f"{trained}, trained on {str(facts.get('data', ''))[:8]}"
 
@@ -232,6 +243,7 @@ def _trajectories(folder: Path) -> Iterator[Entry]:
             _size(place),
             _used(place, HEADER),
             done / room if room else 0.0,
+            _is_obsolete(parts, "trajectories"),
         )
 
 

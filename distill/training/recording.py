@@ -40,6 +40,21 @@ class Dynamics:
     margin: Tensor
 
 
+def margins(labels: Tensor, logits: Tensor) -> Tensor:
+    """Logit of the label minus the greatest other logit, of the shape of `labels`; negative where a network is wrong.
+
+    Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", NeurIPS 2020, eq. 1.
+
+    Args:
+        labels: int64 (..., B).
+        logits: (..., B, C); of one class alone there is nothing to be taken for, and its margin is its logit.
+    """
+    own = logits.gather(-1, labels[..., None])[..., 0]
+    if logits.shape[-1] == 1:
+        return own
+    return own - logits.scatter(-1, labels[..., None], -torch.inf).amax(dim=-1)
+
+
 class DynamicsRecorder:
     """Follows the samples of K jobs; O(K n) memory on the device.
 
@@ -67,9 +82,7 @@ class DynamicsRecorder:
             targets: int64 (K, B).
         """
         right = logits.argmax(dim=2) == targets
-        own = targets[..., None]
-        others = logits.scatter(2, own, -torch.inf).amax(dim=2) if logits.shape[2] > 1 else 0.0
-        margin = logits.gather(2, own)[..., 0] - others
+        margin = margins(targets, logits)
         forgotten = self.right.gather(1, index) & ~right
         self.forgotten.scatter_add_(1, index, forgotten.int())
         self.right.scatter_(1, index, right)

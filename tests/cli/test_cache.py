@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from distill.cache import identity
 from distill.cache.folder import claim
 from distill.cache.upkeep import Entry, entries, remove, surplus
 from distill.errors import InputError
@@ -80,6 +81,17 @@ def test_gc_removes_what_earlier_versions_made(filled: Path, call: Call) -> None
     assert "1 entries" in call("cache", "gc").stdout
     assert not manifest.exists()
     assert not partial.exists()
+
+
+def test_gc_removes_networks_of_earlier_versions(
+    filled: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(identity._OTHERS, "network", identity.producer_version("network") + 1)
+    found = json.loads(call("cache", "ls", "--json").stdout)
+    assert {entry["kind"] for entry in found if entry["obsolete"]} == {"network"}
+    assert call("cache", "gc").exit_code == 0
+    left = json.loads(call("cache", "ls", "--json").stdout)
+    assert left and all(entry["kind"] != "network" for entry in left)
 
 
 @pytest.mark.parametrize("text", [None, "nonsense", "[]", '{"parts": 3}'])
