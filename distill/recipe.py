@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from distill.byte_sizes import ByteSize
+from distill.byte_sizes import AsBytes, ByteSize
 from distill.errors import InputError, RecipeErrors
 from distill.machine_paths import MachinePath
 from distill.recipe_overrides import Draft, apply_overrides
@@ -164,21 +164,22 @@ class EvaluateConfig(Strict):
 class CacheConfig(Strict):
     """Where features, gradients, statistics and networks are kept between runs, and how.
 
-    None of it changes results, but for `non_finite`.
+    None of it changes results, but for `non_finite` and, in their last digits, `work_bytes`.
 
     Args:
         folder: null is the user's cache folder.
         device_bytes: rows kept on a GPU; null is a quarter of what is free there.
         host_bytes: rows kept in host memory; null is a quarter of what is free.
-        work_bytes: memory for per-sample gradients beside the forward pass.
-        non_finite: share of images whose features or gradients may be NaN or infinite before the run stops; those
-            within it become rows of zeros, with a warning.
+        work_bytes: memory for per-sample gradients beside the forward pass. It decides how many samples go through at
+            once, and so how sums are rounded; gradients computed with another value are not found again.
+        non_finite: share of images whose features or gradients may be NaN or infinite before the run stops;
+            within it rows read as zeros and scores as NaN, with a warning.
     """
 
     folder: Annotated[str, Field(min_length=1), MachinePath()] | None = None
     device_bytes: ByteSize | None = None
     host_bytes: ByteSize | None = None
-    work_bytes: Annotated[ByteSize, Field(ge=1 << 20)] = 1 << 30
+    work_bytes: Annotated[int, AsBytes(at_least=1 << 20)] = 1 << 30
     non_finite: Annotated[float, Field(ge=0, le=1)] = 0.001
 
 
