@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def cache_gc(folder: Path | None, max_bytes: str | None, unused_days: float | No
     from distill.cache.upkeep import entries, remove, surplus
     from distill.report.quantities import size
 
+    if unused_days is not None and not math.isfinite(unused_days):
+        raise click.BadParameter("a finite number of days is needed", param_hint="--unused-days")
     place = _place(folder)
     limit = None if max_bytes is None else parse_bytes(max_bytes)
     unwanted = surplus(entries(place), max_bytes=limit, unused_days=unused_days)

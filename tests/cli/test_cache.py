@@ -219,3 +219,10 @@ def test_what_is_surplus() -> None:
     assert removed(max_bytes=59) == ["odd", "old"]
     assert removed(max_bytes=0) == ["odd", "old", "mid", "new"]
     assert set(removed(unused_days=1)) == {"odd", "new", "mid", "old"}
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-1", "many"])
+def test_days_that_are_no_number(filled: Path, call: Call, days: str) -> None:
+    before = names(filled)
+    assert call("cache", "gc", "--unused-days", days).exit_code == 2
+    assert names(filled) == before

@@ -104,6 +104,7 @@ def test_methods_and_schema(call: Call) -> None:
             ["kcenter", "selector"],
             ["herding", "selector"],
             ["soft_label", "distiller"],
+            ["trajectory", "distiller"],
         ]
     assert "kcenter" in json.dumps(json.loads(call("schema").stdout))
 
