@@ -1,4 +1,7 @@
-"""Draw the images of a set, one row a class: `python tools/picture.py runs/digits/set.h5 docs/digits.png`."""
+"""Draw the images of a set: `python tools/picture.py runs/digits/set.h5 docs/digits.png`.
+
+One row a class; of sets of one image a class, the classes stand side by side.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ def main() -> None:
     images, labels = displayable(distilled.images), distilled.labels.numpy()
     order = np.argsort(labels, kind="stable")
     scale = fitting_scale(*images.shape[1:3], goal=args.goal)
-    args.png.write_bytes(grid_png(images[order], labels[order], columns=args.columns, scale=scale))
+    rows = labels[order]
+    if len(np.unique(labels)) == len(labels):
+        rows = np.arange(len(labels)) // args.columns
+    args.png.write_bytes(grid_png(images[order], rows, columns=args.columns, scale=scale))
 
 
 if __name__ == "__main__":
