@@ -50,12 +50,14 @@ from distill.matching.networks import FlatNetworks
 from distill.matching.students import Students
 from distill.matching.windows import StartEpochs
 from distill.models import ModelSpec, build, describe, model_config
+from distill.models.cost import forward_cost
 from distill.preprocessing import Transform
 from distill.selection import fixed_budget, random_subset, source_counts
 from distill.training.batches import DeviceImages
 from distill.training.config import Augment, NonNegative, Positive, Strict
 from distill.training.job import Pool
 from distill.training.memory import memory_errors
+from distill.training.threads import at_most_threads, useful_threads
 from distill.whitening import fit_zca
 
 _SAVE_SECONDS = 20.0
@@ -215,7 +217,8 @@ class TrajectoryMatching(Method):
             if config.labels == "learned":
                 logits = mean_logits(networks, last, images, labels.to(ctx.device))
             students = self._students(ctx, networks, experts, len(images))
-            state = self._learn(ctx, students, images, labels.to(ctx.device), logits)
+            with at_most_threads(self._threads(source, students.batch)):
+                state = self._learn(ctx, students, images, labels.to(ctx.device), logits)
             if config.labels == "target":
                 logits = mean_logits(networks, last, state.result, None)
             elif config.labels == "learned":
@@ -273,6 +276,11 @@ class TrajectoryMatching(Method):
             seed=ctx.derive("matching"),
             device=ctx.device,
         )
+
+    def _threads(self, source: Source, batch: int) -> int:
+        """What an inner step can keep busy on a CPU."""
+        cost = forward_cost(self.config.experts.model, source.image_shape, len(source.classes))
+        return useful_threads(3 * batch * cost.flops)
 
     def _learn(
         self, ctx: Context, students: Students, images: Tensor, labels: Tensor, logits: Tensor | None

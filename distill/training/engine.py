@@ -26,12 +26,10 @@ from distill.training.job import Job, Trained
 from distill.training.loop import train
 from distill.training.memory import keep_freed_memory, memory_errors
 from distill.training.precision import resolve_precision
+from distill.training.threads import at_most_threads, useful_threads
 from distill.training.workers import WorkerPool
 
 Way = Literal["auto", "serial", "workers", "stack"]
-
-# Work of a training step for which one more thread pays.
-_FLOPS_A_THREAD = 1e9
 
 _FIX_MEMORY = "lower train.batch_size, use a smaller network, or set DISTILL_WORKERS=1 on a CPU"
 
@@ -130,13 +128,9 @@ class Engine:
     def _train_one_by_one(
         self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
     ) -> None:
-        before = torch.get_num_threads()
-        try:
-            for number, job in enumerate(jobs):
-                torch.set_num_threads(min(useful_threads(job), before))
+        for number, job in enumerate(jobs):
+            with at_most_threads(useful_threads(step_flops(job))):
                 done(number, self._train_group([job], report)[0])
-        finally:
-            torch.set_num_threads(before)
 
     def _train_stacks(
         self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
@@ -174,11 +168,10 @@ class Engine:
         return peak
 
 
-def useful_threads(job: Job) -> int:
-    """Threads that a network alone can keep busy on a CPU; small steps lose more to waiting than they gain."""
+def step_flops(job: Job) -> float:
+    """Floating point operations of a training step."""
     batch = min(job.config.batch_size, job.samples)
-    step = 3 * batch * forward_cost(job.model, job.pool.image_shape, job.classes).flops
-    return max(1, round(step / _FLOPS_A_THREAD))
+    return 3 * batch * forward_cost(job.model, job.pool.image_shape, job.classes).flops
 
 
 def stackable(jobs: Sequence[Job]) -> list[list[int]]:
