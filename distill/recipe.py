@@ -6,7 +6,6 @@ packages count too, and only what a recipe names is imported. Every mistake of a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -384,12 +383,6 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 def merged_yaml(recipe: Recipe) -> str:
     """The merged recipe as YAML that loads back to an equal recipe; equal recipes give equal text."""
     return dump(as_dict(recipe))
-
-
-def recipe_hash(recipe: Recipe) -> str:
-    """sha256 (hex) of the merged recipe as canonical JSON: sorted keys, no spaces, ASCII."""
-    text = json.dumps(as_dict(recipe), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

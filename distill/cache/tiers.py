@@ -111,13 +111,6 @@ class Tiers:
         with self._lock:
             self._keep(path, values)
 
-    def forget(self, folder: Path) -> None:
-        """Let go of an array's shards."""
-        with self._lock:
-            for level in (self.on_device, self.on_host):
-                for path in list(level.arrays.get(folder, {})):
-                    level.remove(path)
-
     def _keep(self, path: Path, values: Tensor) -> Tensor:
         """Put the shard into the highest tier that has room; returns what is kept, or the values themselves."""
         if path in self.on_device.arrays.get(path.parent, {}) or path in self.on_host.arrays.get(

@@ -104,15 +104,6 @@ def test_nothing_is_pushed_out_for_what_does_not_fit_anyway(tmp_path: Path) -> N
     assert kept(kept_by.on_host) == []
 
 
-def test_forgetting_an_array(tmp_path: Path) -> None:
-    kept_by = tiers(2, 2)
-    for path in [*write(tmp_path / "a", 3), *write(tmp_path / "b", 1)]:
-        read(kept_by, path)
-    kept_by.forget(tmp_path / "a")
-    assert kept(kept_by.on_device) + kept(kept_by.on_host) == ["b0"]
-    assert kept_by.on_device.bytes + kept_by.on_host.bytes == SHARD
-
-
 def test_rows_changed_in_place_are_noticed(tmp_path: Path) -> None:
     """They would be served to the next who asks."""
     (path,) = write(tmp_path / "a", 1)
