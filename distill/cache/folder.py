@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +109,14 @@ def read_description(path: Path) -> dict[str, Any]:
     return found if told else {}
 
 
-def lock_alone(folder: Path) -> Lock:
-    """A lock that no run holds beside us.
-
-    Raises:
-        InputError: a run uses the cache.
-    """
-    return _lock(folder, shared=False)
+@contextmanager
+def locked_alone(folder: Path) -> Iterator[None]:
+    """Work while no run uses the cache; InputError where one does."""
+    lock = _lock(folder, shared=False)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _lock(folder: Path, *, shared: bool) -> Lock:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.cache.folder import is_cache, lock_alone, read_description, refuse_other_format
+from distill.cache.folder import is_cache, locked_alone, read_description, refuse_other_format
 from distill.cache.identity import producer_version
 from distill.cache.networks import read_facts
 from distill.cache.shards import MANIFEST, Shard, shard_ranges, state_of
@@ -98,16 +98,13 @@ def remove(folder: Path, unwanted: Sequence[Entry]) -> None:
     Raises:
         InputError: a run uses the cache, or a file cannot be removed.
     """
-    lock = lock_alone(folder)
-    try:
+    with locked_alone(folder):
         for entry in unwanted:
             with disk_errors(entry.path):
                 _remove_folder(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
         for partial in folder.rglob(f".*{PARTIAL}"):
             with disk_errors(partial):
                 partial.unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
 def remove_damaged(folder: Path, paths: Sequence[Path]) -> None:
@@ -116,13 +113,10 @@ def remove_damaged(folder: Path, paths: Sequence[Path]) -> None:
     Raises:
         InputError: a run uses the cache, or a file cannot be removed.
     """
-    lock = lock_alone(folder)
-    try:
+    with locked_alone(folder):
         for path in paths:
             with disk_errors(path):
                 path.unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
 def _remove_folder(folder: Path) -> None:
