@@ -8,7 +8,7 @@ and is compared with the expert's later checkpoint theta*:
 
     L = ||theta_T - theta*||^2 / ||theta_0 - theta*||^2
 
-(Cazenavette et al., "Dataset Distillation by Matching Training Trajectories", CVPR 2022, equations 1-2). Its exact
+(Cazenavette et al., "Dataset Distillation by Matching Training Trajectories", CVPR 2022). Its exact
 gradient is a sweep back over the steps. With v_T = 2 (theta_T - theta*) / ||theta_0 - theta*||^2 and H_t the Hessian of
 batch t's loss,
 
@@ -20,8 +20,8 @@ Each step back needs theta_t alone, which the way forward has kept (4 P bytes a 
 backward pass gives the product with H_t together with the rest.
 
 - `exact`: this. `segment` k keeps every k-th theta and unrolls k steps at a time, which trades memory for time.
-- `first_order`: TESLA (Cui et al., "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", ICML 2023,
-  section 3.2, equations 8-10). Its sum over t takes theta_t to be independent of the images of earlier steps, that is,
+- `first_order`: TESLA (Cui et al., "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", ICML
+  2023). Its sum over t takes theta_t to be independent of the images of earlier steps, that is,
   v_T for every v_{t+1}; the paper calls it exact. The released code also halves it by accident.
 - `unroll`: one graph over all T steps, as in Cazenavette et al.: the exact gradient, and a memory that grows with T.
 """

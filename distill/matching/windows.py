@@ -1,8 +1,8 @@
 """From which epoch of an expert a student starts.
 
 Small sets can only hold what experts learn early, large ones profit from what they learn late (Guo et al., "Towards
-Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024, section 3.2), whose range begins
-with easy patterns and grows to hard ones (section 3.4).
+Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024), whose range begins with easy
+patterns and grows to hard ones.
 """
 
 from __future__ import annotations

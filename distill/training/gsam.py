@@ -5,8 +5,8 @@ With g the gradient at the weights w, in the adaptive form that expert trajector
     e = rho w^2 g / ||  |w| g  ||,    g_p = the gradient of the same batch at w + e,
     u = g - (g . g_p) g_p / ||g_p||^2,    and the step goes along g_p - alpha u.
 
-Sources: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022, algorithm 1; the
-adaptive e of Kwon et al., ICML 2021, equation 8; both as in the released code of Du et al., CVPR 2023, for experts.
+Sources: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022; the
+adaptive e of Kwon et al., ICML 2021; both as in the released code of Du et al., CVPR 2023, for experts.
 Norms and products are those of one network: of a stack, each has its own.
 """
 
