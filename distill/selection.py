@@ -1,9 +1,9 @@
-"""What every selector shares: its budget, the samples it may choose from, and turning a choice into a set."""
+"""What methods share: budgets, the samples that may be chosen, where images come from, and a choice as a set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -136,6 +136,48 @@ class Selector(Method):
             return Estimate(images=self.config.ipc * classes)
         assert self.config.fraction is not None
         return Estimate(images=round(self.config.fraction * there))
+
+
+class ImagesConfig(MethodConfig):
+    """What a distiller begins with: `ipc` images a class, or, without it, the images of the step before."""
+
+    ipc: Annotated[int, Field(ge=1)] | None = None
+
+
+class Distiller(Method):
+    """What every distiller with an `ImagesConfig` shares: where it may stand, and which images it draws.
+
+    Class attributes: `lacks` follows the name where nothing says which images, `takes` where two things do.
+    """
+
+    kind = "distiller"
+    lacks: ClassVar[str]
+    takes: ClassVar[str]
+    config: ImagesConfig
+
+    def check_place(self, follows: StepKind | None) -> None:
+        if follows is None and self.config.ipc is None:
+            raise InputError(f"{self.name} {self.lacks}", fix="set ipc, or put a selector before it in steps")
+        if follows is not None and self.config.ipc is not None:
+            raise InputError(
+                f"{self.name} {self.takes} the images of the step before, and ipc asks for others",
+                found=f"ipc {self.config.ipc}",
+                fix="remove ipc, or remove the step before",
+            )
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        if self.config.ipc is not None:
+            self.budget(source)
+
+    def budget(self, source: Source) -> np.ndarray:
+        """`ipc` for every class, int64 (C,); InputError where a class has fewer images."""
+        assert self.config.ipc is not None, "refused by check_place"
+        return fixed_budget(source_counts(source), source.classes, self.config.ipc)
+
+    def images(self, *, classes: int, before: int | None) -> int:
+        """How many images the result will have, for a dry run."""
+        return (before if self.config.ipc is None else self.config.ipc * classes) or 0
 
 
 def candidates(source: Source, previous: DistilledSet | Selection | None) -> np.ndarray:

@@ -75,6 +75,14 @@ class Layout:
         """P."""
         return sum(prod(shape) for shape in self.shapes.values())
 
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of a checkpoint (P,), or of K of them (K, P), by name: (..., *shape)."""
+        parts = vector.split([prod(shape) for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.reshape(*vector.shape[:-1], *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
 
 class Trajectories:
     """Trajectories of experts, read checkpoint by checkpoint.
@@ -109,14 +117,9 @@ class Trajectories:
         """A copy of one checkpoint, float32 (P,)."""
         return torch.from_numpy(np.array(self._weights[expert, checkpoint]))
 
-    def parameters(self, vector: Tensor) -> dict[str, Tensor]:
-        """Views of a checkpoint (P,), or of K of them (K, P), by name: (..., *shape)."""
-        sizes = [prod(shape) for shape in self.layout.shapes.values()]
-        parts = vector.split(sizes, dim=-1)
-        return {
-            name: part.reshape(*vector.shape[:-1], *shape)
-            for (name, shape), part in zip(self.layout.shapes.items(), parts, strict=True)
-        }
+    def after(self, expert: int, epoch: int) -> Tensor:
+        """A copy of the checkpoint that was taken after `epoch` epochs, float32 (P,)."""
+        return self.read(expert, self.epochs.index(epoch))
 
 
 class TrajectoryFolder:

@@ -12,11 +12,9 @@ written in the paper. The paper tunes the teacher's epochs for each budget; here
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from distill.cache import Network
 from distill.cache.forward import logits_of
@@ -25,61 +23,39 @@ from distill.contracts import (
     Context,
     DistilledSet,
     Estimate,
-    Method,
-    MethodConfig,
     Selection,
     Source,
     Split,
-    StepKind,
     Training,
 )
-from distill.errors import InputError
 from distill.labels.codecs import encode
 from distill.models import describe
-from distill.selection import fixed_budget, materialise, random_subset, source_counts
+from distill.selection import Distiller, ImagesConfig, materialise, random_subset
 from distill.training.config import Positive
 
 
-class SoftLabel(Method):
+class SoftLabel(Distiller):
     """Real images with one soft label each from an early-stopped teacher."""
 
     name = "soft_label"
-    kind = "distiller"
+    lacks = "has no images to label"
+    takes = "labels"
 
-    class Config(MethodConfig):
+    class Config(ImagesConfig):
         """Options.
 
         `ipc` random images a class are labelled; without it, the images of the step before.
         """
 
-        ipc: Annotated[int, Field(ge=1)] | None = None
         teacher: TeacherConfig = TeacherConfig()
         temperature: Positive = 1.0
 
     config: Config
 
-    def check_place(self, follows: StepKind | None) -> None:
-        if follows is None and self.config.ipc is None:
-            raise InputError(
-                "soft_label has no images to label",
-                fix="set ipc, or put a selector before it in steps",
-            )
-        if follows is not None and self.config.ipc is not None:
-            raise InputError(
-                "soft_label labels the images of the step before, and ipc asks for others",
-                found=f"ipc {self.config.ipc}",
-                fix="remove ipc, or remove the step before",
-            )
-
-    def check(self, source: Source, follows: StepKind | None) -> None:
-        super().check(source, follows)
-        if self.config.ipc is not None:
-            fixed_budget(source_counts(source), source.classes, self.config.ipc)
-
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         teacher = self.config.teacher
-        images = before if self.config.ipc is None else self.config.ipc * classes
-        return Estimate(images=images or 0, trainings=(Training(teacher.model, teacher.train, train),))
+        images = self.images(classes=classes, before=before)
+        return Estimate(images=images, trainings=(Training(teacher.model, teacher.train, train),))
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         plain = self._images(ctx, source, previous)
@@ -107,9 +83,7 @@ class SoftLabel(Method):
         if isinstance(previous, DistilledSet):
             return previous
         if previous is None:
-            assert self.config.ipc is not None, "refused by check"
-            budget = fixed_budget(source_counts(source), source.classes, self.config.ipc)
-            chosen = random_subset(source, budget, seed=ctx.derive("images"))
+            chosen = random_subset(source, self.budget(source), seed=ctx.derive("images"))
             ones = np.ones(len(chosen), dtype=np.float32)
             previous = Selection(chosen, ones, np.zeros_like(ones), {"score": "none, always 0"})
         return materialise(previous, source, ctx.train)

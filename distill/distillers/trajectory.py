@@ -32,8 +32,6 @@ from distill.contracts import (
     Context,
     DistilledSet,
     Estimate,
-    Method,
-    MethodConfig,
     Passes,
     Preprocessing,
     Selection,
@@ -52,7 +50,7 @@ from distill.matching.windows import StartEpochs
 from distill.models import ModelSpec, build, describe, model_config
 from distill.models.cost import forward_cost
 from distill.preprocessing import Transform
-from distill.selection import fixed_budget, random_subset, source_counts
+from distill.selection import Distiller, ImagesConfig, random_subset
 from distill.training.batches import DeviceImages
 from distill.training.config import Augment, NonNegative, Positive, Strict
 from distill.training.job import Pool
@@ -85,20 +83,20 @@ class Experts(Strict):
     gsam_alpha: NonNegative = 0.3
 
 
-class TrajectoryMatching(Method):
+class TrajectoryMatching(Distiller):
     """Images that lead a network along the way of experts trained on the real data."""
 
     name = "trajectory"
-    kind = "distiller"
+    lacks = "does not know how many images to learn"
+    takes = "begins with"
 
-    class Config(MethodConfig):
+    class Config(ImagesConfig):
         """Options.
 
         Step sizes are of plain SGD on what networks take (`lr_images`), on the logarithm of the students' learning rate
         (`lr_log_lr`) and on the logits of learned labels (`lr_labels`).
         """
 
-        ipc: Count | None = None
         experts: Experts = Experts()
         start_epochs: StartEpochs = StartEpochs()
         expert_epochs: Count = 2
@@ -160,17 +158,7 @@ class TrajectoryMatching(Method):
     config: Config
 
     def check_place(self, follows: StepKind | None) -> None:
-        if follows is None and self.config.ipc is None:
-            raise InputError(
-                "trajectory does not know how many images to learn",
-                fix="set ipc, or put a selector before it in steps",
-            )
-        if follows is not None and self.config.ipc is not None:
-            raise InputError(
-                "trajectory begins with the images of the step before, and ipc asks for others",
-                found=f"ipc {self.config.ipc}",
-                fix="remove ipc, or remove the step before",
-            )
+        super().check_place(follows)
         if follows is not None and self.config.init != "real":
             raise InputError(
                 "trajectory begins with the images of the step before, and init asks for others",
@@ -181,12 +169,11 @@ class TrajectoryMatching(Method):
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
         if self.config.ipc is not None:
-            fixed_budget(source_counts(source), source.classes, self.config.ipc)
             self._refuse_batch_beyond(self.config.ipc * len(source.classes))
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         config, asked = self.config, self.config.expert_config
-        images = (before if config.ipc is None else config.ipc * classes) or 0
+        images = self.images(classes=classes, before=before)
         expert = Training(asked.model, asked.train, train, checkpoints=asked.train.epochs + 1)
         steps = config.iterations * config.students * config.inner_steps
         matching = Passes(
@@ -244,9 +231,7 @@ class TrajectoryMatching(Method):
         if previous is not None:
             rows = previous.indices
         else:
-            assert self.config.ipc is not None, "refused by check_place"
-            budget = fixed_budget(source_counts(source), source.classes, self.config.ipc)
-            seed = ctx.derive("images")
+            budget, seed = self.budget(source), ctx.derive("images")
             if self.config.init == "right":
                 whole = DeviceImages(train, ctx.device)
                 rows = rightly_classified(source, whole, networks, last, budget, seed=seed)
@@ -396,8 +381,7 @@ class _LastCheckpoints(Sequence[Tensor]):
     """The weights (P,) of every expert after `epoch` epochs, read when they are asked for."""
 
     def __init__(self, experts: Trajectories, epoch: int, device: torch.device) -> None:
-        self.experts, self.device = experts, device
-        self.place = experts.epochs.index(epoch)
+        self.experts, self.epoch, self.device = experts, epoch, device
 
     def __len__(self) -> int:
         return self.experts.shape[0]
@@ -411,12 +395,12 @@ class _LastCheckpoints(Sequence[Tensor]):
             return [self[each] for each in range(*number.indices(len(self)))]
         if not 0 <= number < len(self):
             raise IndexError(number)
-        return self.experts.read(number, self.place).to(self.device)
+        return self.experts.after(number, self.epoch).to(self.device)
 
 
 def _networks(model: Strict, source: Source, experts: Trajectories, device: torch.device) -> FlatNetworks:
     module = build(model, image_shape=source.image_shape, classes=len(source.classes), seed=0)
-    return FlatNetworks(module.to(device), experts.layout.shapes)
+    return FlatNetworks(module.to(device), experts.layout)
 
 
 def _gather(images: DeviceImages) -> Tensor:

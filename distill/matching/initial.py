@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -51,8 +51,7 @@ def rightly_classified(
         wanted = int(budget[number])
         found: list[int] = []
         for expert in experts:
-            left = np.setdiff1d(order, found, assume_unique=True)
-            left = order[np.isin(order, left)]
+            left = order[~np.isin(order, found)]
             for sample in _right(images, networks, expert, left, number):
                 found.append(sample)
                 if len(found) == wanted:
@@ -86,22 +85,18 @@ def noise(shape: Sequence[int], *, seed: int, device: torch.device) -> Tensor:
 
 
 def mean_logits(
-    networks: FlatNetworks, experts: Iterable[Tensor], images: Tensor, labels: Tensor | None
+    networks: FlatNetworks, experts: Sequence[Tensor], images: Tensor, labels: Tensor | None
 ) -> Tensor:
     """Mean logits (N, C) of the experts, and of those alone that are right where `labels` (N,) are given.
 
     Of an image about which none is right, all are heard (Guo et al. choose images of which one is).
     """
-    total, right, heard = None, None, None
-    count = 0
+    total = right = torch.zeros((), device=images.device)
+    heard = torch.zeros(len(images), 1, device=images.device)
     for theta in experts:
         logits = logits_of(networks, theta, images)
-        says = torch.ones(len(images), 1, device=images.device)
-        if labels is not None:
-            says = (logits.argmax(dim=1) == labels).float()[:, None]
-        total = logits if total is None else total + logits
-        right = logits * says if right is None else right + logits * says
-        heard = says if heard is None else heard + says
-        count += 1
-    assert total is not None and right is not None and heard is not None, "there is an expert"
-    return torch.where(heard > 0, right / heard.clamp(min=1), total / count)
+        says = torch.ones_like(heard) if labels is None else (logits.argmax(1) == labels).float()[:, None]
+        total = total + logits
+        right = right + logits * says
+        heard += says
+    return torch.where(heard > 0, right / heard.clamp(min=1), total / len(experts))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from distill.cache.trajectories import Layout
 
 
 class FlatNetworks:
@@ -18,18 +17,12 @@ class FlatNetworks:
 
     Args:
         module: whose forward pass it is; its own parameters are not used.
-        shapes: of the parameters by name, in the order in which they stand in a vector.
+        layout: how the parameters stand in a vector.
     """
 
-    def __init__(self, module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
         self.module = module.eval()
-        self.shapes = dict(shapes)
-        self.sizes = [prod(shape) for shape in self.shapes.values()]
-
-    @property
-    def parameters(self) -> int:
-        """P."""
-        return sum(self.sizes)
+        self.layout = layout
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         if len(theta) == 1:
@@ -37,11 +30,7 @@ class FlatNetworks:
         return torch.vmap(self._forward)(theta, x)
 
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        parts = theta.split(self.sizes)
-        named = {
-            name: _laid_out(part.view(shape))
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        named = {name: _laid_out(weight) for name, weight in self.layout.views(theta).items()}
         return functional_call(self.module, named, (x,))
 
 

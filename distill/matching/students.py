@@ -16,6 +16,8 @@ from distill.matching.windows import StartEpochs
 from distill.randomness import counter_integers, counter_permutation, derive_seed
 from distill.training.config import Augment
 
+_BLOCK = 256  # images a forward pass
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -76,10 +78,6 @@ class Students:
             found.append(Draw(int(order[place % experts]), self.start.first + int(offset), seed))
         return found
 
-    def checkpoint(self, expert: int, epoch: int) -> Tensor:
-        """An expert's weights after `epoch` epochs, (P,)."""
-        return self.experts.read(expert, self.experts.epochs.index(epoch)).to(self.device)
-
     def match(self, step: int, learned: Learned, *, own_labels: bool) -> Matched:
         """The mean of what the students of one outer step find.
 
@@ -93,8 +91,11 @@ class Students:
         return _mean([self._match(group, learned, own_labels=own_labels) for group in groups])
 
     def _match(self, draws: Sequence[Draw], learned: Learned, *, own_labels: bool) -> Matched:
-        starts = torch.stack([self.checkpoint(draw.expert, draw.start) for draw in draws])
-        targets = torch.stack([self.checkpoint(draw.expert, draw.start + self.epochs) for draw in draws])
+        experts, goals = self.experts, [draw.start + self.epochs for draw in draws]
+        starts = torch.stack([experts.after(draw.expert, draw.start) for draw in draws]).to(self.device)
+        targets = torch.stack(
+            [experts.after(draw.expert, goal) for draw, goal in zip(draws, goals, strict=True)]
+        ).to(self.device)
         if own_labels:
             logits = [logits_of(self.networks, target, learned.images) for target in targets]
             learned = replace(learned, targets=torch.stack(logits))
@@ -117,9 +118,6 @@ class Students:
             gradient=self.gradient,
             segment=self.segment,
         )
-
-
-_BLOCK = 256  # images a forward pass
 
 
 @torch.no_grad()

@@ -93,14 +93,14 @@ def test_checkpoints_are_the_weights_as_they_were(record: Record, source: Source
     assert found.shape == (2, 4, size)
     assert found.epochs == (0, 1, 2, 3)
     initial = experts_module.initial_network(trained[0])
-    first = found.parameters(found.read(0, 0))
+    first = found.layout.views(found.read(0, 0))
     assert list(first) == [name for name, _ in initial.named_parameters()]
     assert all(torch.equal(first[name], value) for name, value in initial.named_parameters())
     moved = [float((found.read(0, epoch + 1) - found.read(0, epoch)).norm()) for epoch in range(3)]
     assert min(moved) > 0
     with Engine(CPU, precision="float32", progress=NullProgress(), way="serial") as engine:
         (again,) = engine.train([replace(trained[1], trajectory=None, keep_state=True)], title="again")
-    last = found.parameters(found.read(1, 3))
+    last = found.layout.views(found.read(1, 3))
     assert all(torch.equal(last[name], again.state[name]) for name in last)
 
 
@@ -137,9 +137,9 @@ def test_the_header_tells_what_the_numbers_are(record: Record) -> None:
 def test_views_of_several_checkpoints_by_name(record: Record) -> None:
     found = record(config())
     stacked = torch.stack([found.read(0, 1), found.read(1, 2)])
-    views = found.parameters(stacked)
+    views = found.layout.views(stacked)
     assert views["body.0.weight"].shape == (2, 3, 2, 3, 3)
-    assert torch.equal(views["classifier.bias"][1], found.parameters(found.read(1, 2))["classifier.bias"])
+    assert torch.equal(views["classifier.bias"][1], found.layout.views(found.read(1, 2))["classifier.bias"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is mapped in")

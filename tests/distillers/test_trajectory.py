@@ -54,7 +54,7 @@ def last_experts(step: TrajectoryMatching, ctx: Context, source: Source) -> list
     modules = []
     for expert in range(found.shape[0]):
         module = build(step.config.experts.model, image_shape=source.image_shape, classes=3, seed=0)
-        module.load_state_dict(found.parameters(found.read(expert, found.epochs.index(3))))
+        module.load_state_dict(found.layout.views(found.after(expert, 3)))
         modules.append(module.eval())
     return modules
 

@@ -76,7 +76,7 @@ def make() -> MakeProblem:
 
         config = model_config(model or {"name": "convnet", "width": 6})
         module = build(config, image_shape=(2, SIZE, SIZE), classes=CLASSES, seed=1).double()
-        networks = FlatNetworks(module, Layout.of(module, (0,)).shapes)
+        networks = FlatNetworks(module, Layout.of(module, (0,)))
         flat = torch.cat([value.detach().reshape(-1) for value in module.parameters()])
         start = flat + 0.1 * draw(students, len(flat))
         images = draw(samples, 2, SIZE, SIZE)
@@ -134,9 +134,9 @@ def step_gradient(
         height=SIZE,
         width=SIZE,
     )
-    shapes = problem.networks.shapes
-    named = dict(zip(shapes, theta.split(problem.networks.sizes), strict=True))
-    named = {name: value.view(shapes[name]) for name, value in named.items()}
+    shapes = {name: value.shape for name, value in problem.networks.module.named_parameters()}
+    parts = theta.split([shape.numel() for shape in shapes.values()])
+    named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
     logits = functional_call(problem.networks.module, named, (apply_views(images[index], views),))
     own = targets[number] if targets.ndim == 3 else targets
     chosen = own[index] if not own.is_floating_point() else F.softmax(own[index], dim=1)

@@ -48,7 +48,7 @@ def students(tmp_path: Path) -> Students:
     np.save(tmp_path / "weights.npy", np.zeros((5, 8, 3), dtype=np.float32))
     layout = Layout.of(module, range(8))
     return Students(
-        networks=FlatNetworks(module, layout.shapes),
+        networks=FlatNetworks(module, layout),
         experts=Trajectories(tmp_path / "weights.npy", layout, 5),
         count=2,
         epochs=2,

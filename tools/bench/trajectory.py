@@ -106,7 +106,7 @@ class Problem:
     def __init__(self, args: argparse.Namespace, steps: int) -> None:
         device = torch.device(args.device)
         module = network(args).to(device)
-        self.networks = FlatNetworks(module, Layout.of(module, (0,)).shapes)
+        self.networks = FlatNetworks(module, Layout.of(module, (0,)))
         generator = torch.Generator().manual_seed(0)
         self.start = torch.cat([value.detach().reshape(-1) for value in module.parameters()])[None]
         drift = 0.01 * torch.randn(self.start.shape, generator=generator)
