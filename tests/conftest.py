@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from distill.data.statistics import channel_statistics, split_of
 from distill.progress import NullProgress
 from distill.training.config import TrainConfig
 from distill.training.engine import Engine
+from distill.training.job import Job
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -121,3 +123,17 @@ def make_context(tmp_path: Path) -> Iterator[Callable[..., Context]]:
     for engine in engines:
         engine.close()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Every job that is trained from now on."""
+    jobs: list[Job] = []
+    train = Engine.train
+
+    def counting(self: Engine, asked: Any, **options: Any) -> Any:
+        jobs.extend(asked)
+        return train(self, asked, **options)
+
+    monkeypatch.setattr(Engine, "train", counting)
+    return jobs

@@ -63,20 +63,6 @@ def record(make_cache: Callable[[], Cache], source: Source, told: Any, tmp_path:
     return run
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Every job that is trained from now on."""
-    jobs: list[Job] = []
-    train = Engine.train
-
-    def counting(self: Engine, asked: Any, **options: Any) -> Any:
-        jobs.extend(asked)
-        return train(self, asked, **options)
-
-    monkeypatch.setattr(Engine, "train", counting)
-    return jobs
-
-
 def whole(trajectories: Trajectories) -> np.ndarray:
     """Every checkpoint: (experts, checkpoints, P)."""
     experts, checkpoints, _ = trajectories.shape

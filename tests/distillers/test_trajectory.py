@@ -24,7 +24,6 @@ from distill.models import build
 from distill.preprocessing import Transform
 from distill.selection import random_subset
 from distill.store.writer import write_set
-from distill.training.engine import Engine
 from distill.training.job import Job
 
 EXPERTS = {"model": {"name": "convnet", "width": 4}, "count": 3, "batch_size": 8, "lr": 0.1}
@@ -68,20 +67,16 @@ def says(module: torch.nn.Module, source: Source, images: torch.Tensor) -> torch
 
 
 def test_experts_train_for_the_epochs_that_are_read(
-    source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    source: Source, make_context: MakeContext, trained: list[Job]
 ) -> None:
-    jobs: list[Job] = []
-    train = Engine.train
-
-    def counting(self: Engine, asked: Any, **options: Any) -> Any:
-        jobs.extend(asked)
-        return train(self, asked, **options)
-
-    monkeypatch.setattr(Engine, "train", counting)
     method(augment="crop").run(make_context(), source, None)
-    assert {job.config.epochs for job in jobs} == {3}, "the last start is epoch 1, and 2 epochs are matched"
-    assert {(job.config.augment, job.config.lr, job.config.momentum) for job in jobs} == {("crop", 0.1, 0.0)}
-    assert len(jobs) == 3
+    assert {job.config.epochs for job in trained} == {3}, (
+        "the last start is epoch 1, and 2 epochs are matched"
+    )
+    assert {(job.config.augment, job.config.lr, job.config.momentum) for job in trained} == {
+        ("crop", 0.1, 0.0)
+    }
+    assert len(trained) == 3
 
 
 def test_more_epochs_may_be_asked_for(source: Source, make_context: MakeContext) -> None:
