@@ -382,7 +382,8 @@ def test_a_file_of_weights_may_move_or_go(
     for path in paths:
         path.unlink()
     for network in networks:
-        torch.testing.assert_close(network.module(CPU)(image), expected)
+        # where weights lie in memory decides which kernel runs: the same numbers, rounded otherwise
+        torch.testing.assert_close(network.module(CPU)(image), expected, rtol=1e-4, atol=0)
     assert networks[0].identity == networks[1].identity
     bare = replace(networks[0], model=model_config(name))
     assert not torch.allclose(bare.module(CPU)(image), expected)
