@@ -138,11 +138,15 @@ class _Walk:
             starts.append(self._forward(starts[-1], steps))
         loss, behind = None, None
         for steps in reversed(ranges):
-            theta, now, lr, batches = self._unrolled(starts.pop(), steps)
+            at = starts.pop()
+            wants_theta = bool(starts)  # nothing lies before the first segment
+            if len(steps) == 1 and behind is not None:
+                behind = self._back_one(at, steps[0], behind, wants_theta=wants_theta)
+                continue
+            theta, now, lr, batches = self._unrolled(at, steps)
             if behind is None:
                 loss, behind = _loss(now.detach(), start, target)
-            # Nothing lies before the first segment.
-            behind = self._back(now, behind, theta if starts else None, lr, batches)
+            behind = self._back(now, behind, theta if wants_theta else None, lr, batches)
         assert loss is not None, "there is a step"
         return self._matched(loss)
 
@@ -152,8 +156,7 @@ class _Walk:
             kept.append(self._forward(kept[-1], range(step, step + 1)))
         loss, behind = _loss(kept.pop(), start, target)
         for step in reversed(range(len(self.steps))):
-            _, now, lr, batches = self._unrolled(kept.pop(), range(step, step + 1))
-            self._back(now, behind, None, lr, batches)
+            self._back_one(kept.pop(), step, behind, wants_theta=False)
         return self._matched(loss)
 
     def _forward(self, theta: Tensor, steps: range) -> Tensor:
@@ -178,19 +181,43 @@ class _Walk:
         self, now: Tensor, behind: Tensor, theta: Tensor | None, lr: Tensor, batches: Sequence[_Batch]
     ) -> Tensor:
         """Take v back over a segment, and collect what its steps say of images, labels and beta."""
-        leaves = [lr, *(batch.images for batch in batches)]
-        if self.labels is not None:
-            leaves += [batch.targets for batch in batches]
-        wanted = leaves if theta is None else [*leaves, theta]
+        leaves = self._leaves(batches)
+        wanted = [lr, *leaves] if theta is None else [theta, lr, *leaves]
         found = list(torch.autograd.grad(now, wanted, behind))
-        before = behind if theta is None else found.pop()
+        before = behind if theta is None else found.pop(0)
         self.lr_sum += found[0]
-        for batch, part in zip(batches, found[1:], strict=False):
+        self._collect(batches, found[1:])
+        return before
+
+    def _back_one(self, start: Tensor, step: int, behind: Tensor, *, wants_theta: bool) -> Tensor:
+        """The same over one step, of whose gradient g nothing but products with its derivatives is wanted.
+
+        Where the step leads is known from the way forward, and g . v falls off on the way back, so that convolutions
+        are spared computing g itself.
+        """
+        theta, batches = start.detach().requires_grad_(), [self._batch(step, leaves=True)]
+        with self.networks.products_only() as products:
+            (gradient,) = torch.autograd.grad(self._loss(theta, batches[0], step), theta, create_graph=True)
+            leaves = self._leaves(batches)
+            away = -self.lr * behind
+            found = list(torch.autograd.grad(gradient, [theta, *leaves] if wants_theta else leaves, away))
+        before = behind + found.pop(0) if wants_theta else behind
+        self.lr_sum -= (gradient.detach() * behind).sum() - products.take() / self.lr
+        self._collect(batches, found)
+        return before
+
+    def _leaves(self, batches: Sequence[_Batch]) -> list[Tensor]:
+        """What gradients of these steps are wanted of: images, then learned labels."""
+        targets = [] if self.labels is None else [batch.targets for batch in batches]
+        return [*(batch.images for batch in batches), *targets]
+
+    def _collect(self, batches: Sequence[_Batch], found: Sequence[Tensor]) -> None:
+        """Add the gradients of `_leaves(batches)` to the sums."""
+        for batch, part in zip(batches, found, strict=False):
             self.images.index_add_(0, batch.index.reshape(-1), part)
         if self.labels is not None:
-            for batch, part in zip(batches, found[1 + len(batches) :], strict=True):
+            for batch, part in zip(batches, found[len(batches) :], strict=True):
                 self.labels.index_add_(0, batch.index.reshape(-1), part.flatten(0, 1))
-        return before
 
     def _batch(self, step: int, *, leaves: bool) -> _Batch:
         index = self.steps.index(step)

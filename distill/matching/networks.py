@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from distill.cache.trajectories import Layout
+from distill.matching.convolution import Inner, with_second_derivative
 
 
 class FlatNetworks:
@@ -23,15 +27,29 @@ class FlatNetworks:
     def __init__(self, module: nn.Module, layout: Layout) -> None:
         self.module = module.eval()
         self.layout = layout
+        self.inner = with_second_derivative(module)
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         if len(theta) == 1:
             return self._forward(theta[0], x[0])[None]
         return torch.vmap(self._forward)(theta, x)
 
+    @contextmanager
+    def products_only(self) -> Iterator[Inner]:
+        """Inner steps are not taken here, only differentiated: see `Inner.values`, and `Inner.take` for its product."""
+        self.inner.values = False
+        try:
+            yield self.inner
+        finally:
+            self.inner.values = True
+
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
         named = {name: _laid_out(weight) for name, weight in self.layout.views(theta).items()}
-        return functional_call(self.module, named, (x,))
+        self.inner.input = x
+        try:
+            return functional_call(self.module, named, (x,))
+        finally:
+            self.inner.input = None
 
 
 def _laid_out(weight: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ first step (a CPU: resident set, each figure from a process of its own; a GPU: a
 longest T.
 
 Floors of an inner step, in forward passes F of a batch: unroll is a forward and a backward pass and the backward pass
-through both, 9 F; exact and first_order take the steps once more without a graph, 12 F; segments of k steps are unroll
-and that pass as well, but for one segment. Memory: 4 P bytes an inner step for exact (its snapshots), a whole step's
+through both, 9 F; exact and first_order take the steps once more without a graph, and spare the convolutions' part of
+the gradient within the graph (distill/matching/convolution.py), 11 F; segments of k steps are unroll and that pass as
+well, but for one segment, 12 F. Memory: 4 P bytes an inner step for exact (its snapshots), a whole step's
 graph an inner step for unroll.
 
 `ratio`: time of unroll over exact, the least over T. `memory_ratio`: peak of unroll over exact at the longest T.
