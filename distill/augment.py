@@ -8,7 +8,10 @@ operation, and the mixing ratio, once a batch; a single image sees the same dist
 Sources: DSA is Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021
 (strategy color_crop_cutout_flip_scale_rotate, strengths of the released code); mixup is Zhang et al., ICLR 2018,
 equations 1-2; CutMix is Yun et al., ICCV 2019, equations 1-2, with the ratio recomputed from the clipped box (as
-the paper's algorithm does and several relabelling codes do not).
+the paper's algorithm does and several relabelling codes do not); SelfMix is CutMix of an image with another view of
+itself (Shen, "FerKD: Surgical Label Adaptation for Efficient Distillation", ICCV 2023). The resized crop is that of
+Szegedy et al. (CVPR 2015) as torchvision draws it; a crop is never larger than what is made of it, so that bilinear
+sampling needs no filter against aliasing.
 
 Images are normalised before they reach this file: zero, the fill value, is the mean colour.
 """
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -56,7 +60,11 @@ _DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
     _RATIO,
     _BOX_Y,
     _BOX_X,
-) = range(16)
+    _CROP_Y,
+    _CROP_X,
+) = range(18)
+_CROP_TRIES = range(18, 38, 2)  # area, and aspect in the number behind
+_CROP_ASPECT = 4 / 3
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Views:
         scale: float32 (B, 2), factors on the sampling grid's y and x (1 is identity).
         angle: float32 (B,), radians, of the sampling grid.
         cutout: int64 (B, 4), the zeroed rectangle [top, bottom) x [left, right); empty is identity.
+        crop: float32 (B, 4), top, left, height and width of what is enlarged to the whole, as shares of the sides.
     """
 
     shift: Tensor | None = None
@@ -78,6 +87,7 @@ class Views:
     scale: Tensor | None = None
     angle: Tensor | None = None
     cutout: Tensor | None = None
+    crop: Tensor | None = None
 
     def rows(self, which: Tensor | slice) -> Views:
         """The views of some of the images."""
@@ -107,20 +117,26 @@ def draw_views(
     index: Tensor,
     height: int,
     width: int,
+    crop_scale: float = 0.08,
 ) -> Views:
     """The views of the samples `index` in epoch `epoch`.
 
     Args:
         policy: `none`, `crop`, `crop_flip` (shift by up to an eighth of the side; mirror half of the images),
-            `dsa` (one of six operations an image) or `dsa_without_flip` (for digits and text).
+            `resized_crop` (a part of the image, enlarged to the whole, mirrored in half of the cases), `dsa` (one of
+            six operations an image) or `dsa_without_flip` (for digits and text).
         seed: names the stream; int64 (B,) where several networks' batches are drawn at once.
         epoch: epoch number.
         index: int64 (B,), the samples' numbers in their data.
         height, width: of the images, pixels.
+        crop_scale: the least area of a resized crop, as a share of the image's.
     """
     if policy == "none":
         return Views()
     counter = _Counter(seed, epoch, index)
+    if policy == "resized_crop":
+        crop = _draw_resized_crop(counter, height, width, crop_scale)
+        return Views(crop=crop, flip=counter.uniform(_FLIP) < 0.5)
     if policy in ("crop", "crop_flip"):
         flip = counter.uniform(_FLIP) < 0.5 if policy == "crop_flip" else None
         return Views(shift=_draw_shift(counter, height, width), flip=flip)
@@ -151,6 +167,21 @@ def _draw_shift(counter: _Counter, height: int, width: int) -> Tensor:
         for draw, most in zip((_SHIFT_Y, _SHIFT_X), reach, strict=True)
     ]
     return torch.stack(draws, dim=1)
+
+
+def _draw_resized_crop(counter: _Counter, height: int, width: int, scale: float) -> Tensor:
+    """float32 (B, 4). An area in [scale, 1] and an aspect in [3/4, 4/3]; ten tries to fit, then the whole image."""
+    size = torch.ones(*counter.index.shape, 2, device=counter.index.device)
+    fits = torch.zeros_like(counter.index, dtype=torch.bool)
+    for draw in _CROP_TRIES:
+        area = scale + (1 - scale) * counter.uniform(draw)
+        aspect = torch.exp((2 * counter.uniform(draw + 1) - 1) * math.log(_CROP_ASPECT)) * height / width
+        tried = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=-1)
+        now = ~fits & (tried <= 1).all(dim=-1)
+        size = torch.where(now[..., None], tried, size)
+        fits = fits | now
+    place = torch.stack([counter.uniform(_CROP_Y), counter.uniform(_CROP_X)], dim=-1)
+    return torch.cat([place * (1 - size), size], dim=-1)
 
 
 def _draw_dsa(counter: _Counter, height: int, width: int, *, with_flip: bool) -> Views:
@@ -208,6 +239,8 @@ def apply_views(images: Tensor, views: Views) -> Tensor:
     """
     if views.shift is not None:
         images = _shift_and_flip(images, views.shift, views.flip)
+    if views.crop is not None:
+        images = _resized_crop(images, views.crop, views.flip)
     if views.scale is not None and views.angle is not None:
         scale, angle = views.scale, views.angle
         warped = (scale != 1).any(dim=1) | (angle != 0)
@@ -251,6 +284,23 @@ def _shift_and_flip(images: Tensor, shift: Tensor, flip: Tensor | None) -> Tenso
     pixels = images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])  # (B*H*W, Ch), free in channels_last
     moved = pixels.index_select(0, flat.reshape(-1)).view(*known.shape, -1)
     return (moved * known[..., None]).permute(0, 3, 1, 2)
+
+
+def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor | None) -> Tensor:
+    """Enlarge the crop (B, 4) of each image to the whole, bilinear, then mirror."""
+    sides = zip(crop[:, :2].T, crop[:, 2:].T, images.shape[2:], strict=True)
+    y, x = (
+        # Centres of output pixels, in grid_sample's coordinates, where the image is [-1, 1].
+        2 * (start[:, None] + length[:, None] * (torch.arange(side, device=images.device) + 0.5) / side) - 1
+        for start, length, side in sides
+    )
+    if flip is not None:
+        x = torch.where(flip[:, None], x.flip(1), x)
+    shape = (len(images), *images.shape[2:])
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
+    return F.grid_sample(
+        images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False
+    )
 
 
 def _warp(images: Tensor, scale: Tensor, angle: Tensor) -> Tensor:
@@ -307,14 +357,14 @@ def draw_mix(
     """With which sample, and how, the samples `index` are mixed in epoch `epoch`.
 
     Args:
-        kind: `mixup` or `cutmix`.
+        kind: `mixup`, `cutmix`, or `selfmix`: the partner is the sample itself, of which `Mix` wants another view.
         alpha: of the Beta(alpha, alpha) that the ratio is drawn from.
         seed, epoch, index: as in `draw_views`.
         count: samples in the data; the partner is any of them, uniformly.
         height, width: of the images, pixels.
     """
     counter = _Counter(seed, epoch, index)
-    partner = counter.integers(_PARTNER, below=count)
+    partner = index if kind == "selfmix" else counter.integers(_PARTNER, below=count)
     ratio = _beta(counter.uniform(_RATIO), alpha)
     if kind == "mixup":
         return Mix(partner, ratio, None)

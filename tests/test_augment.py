@@ -21,7 +21,7 @@ from distill.augment import (
 )
 
 H, W = 12, 10
-POLICIES = ["none", "crop", "crop_flip", "dsa", "dsa_without_flip"]
+POLICIES = ["none", "crop", "crop_flip", "resized_crop", "dsa", "dsa_without_flip"]
 
 
 def images(batch: int = 6, dtype: torch.dtype = torch.float64, channels: int = 3) -> Tensor:
@@ -190,3 +190,49 @@ def test_partners_are_any_sample() -> None:
     counts = np.bincount(mixes("mixup").partner.numpy(), minlength=4000)
     assert counts.max() < 12
     assert counts.sum() == 4000
+
+
+def test_selfmix_takes_another_view_of_the_sample_itself() -> None:
+    index = torch.arange(7)
+    mix = draw_mix("selfmix", alpha=1.0, seed=5, epoch=0, index=index, count=7, height=H, width=W)
+    assert torch.equal(mix.partner, index)
+    assert mix.box is not None
+
+
+def test_a_resized_crop_is_bilinear_sampling_at_the_centres_of_pixels() -> None:
+    x = images(2, channels=1)
+    crop = torch.tensor([[0.1, 0.3, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0]])
+    flip = torch.tensor([True, False])
+    got = apply_views(x, Views(crop=crop, flip=flip))
+    torch.testing.assert_close(got[1], x[1], rtol=0, atol=1e-5)
+    top, left, height, width = crop[0].tolist()
+    for row in range(H):
+        for column in range(W):
+            y = (top + height * (row + 0.5) / H) * H - 0.5
+            at = (left + width * (column + 0.5) / W) * W - 0.5
+            y, at = min(max(y, 0), H - 1), min(max(at, 0), W - 1)
+            y0, x0 = math.floor(y), math.floor(at)
+            y1, x1 = min(y0 + 1, H - 1), min(x0 + 1, W - 1)
+            upper = x[0, 0, y0, x0] * (1 - at + x0) + x[0, 0, y0, x1] * (at - x0)
+            lower = x[0, 0, y1, x0] * (1 - at + x0) + x[0, 0, y1, x1] * (at - x0)
+            want = upper * (1 - y + y0) + lower * (y - y0)
+            assert got[0, 0, row, W - 1 - column].item() == pytest.approx(want.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.08, 0.5, 1.0])
+def test_resized_crops_keep_to_area_and_aspect(scale: float) -> None:
+    drawn = draw_views(
+        "resized_crop", seed=1, epoch=0, index=torch.arange(4000), height=H, width=W, crop_scale=scale
+    )
+    crop = drawn.crop
+    assert crop is not None and drawn.flip is not None
+    assert 0.4 < drawn.flip.double().mean() < 0.6
+    start, size = crop[:, :2], crop[:, 2:]
+    assert (start >= 0).all() and (start + size <= 1 + 1e-6).all()
+    area, aspect = size.prod(dim=1), (size[:, 1] * W) / (size[:, 0] * H)
+    fitted = (size < 1).any(dim=1)  # the others found no place and are whole
+    assert (area[fitted] >= scale - 1e-6).all()
+    assert (aspect[fitted] >= 0.75 - 1e-5).all() and (aspect[fitted] <= 4 / 3 + 1e-5).all()
+    if scale < 1:
+        assert fitted.double().mean() > 0.9
+        assert area.mean() == pytest.approx((1 + scale) / 2, abs=0.1)

@@ -13,17 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.augment import Views, apply_mix, apply_views, draw_mix, draw_views
+from distill.augment import apply_mix, apply_views
 from distill.contracts import Preprocessing
 from distill.preprocessing import Transform
-from distill.randomness import counter_permutation, derive_seed
-from distill.training.config import TrainConfig
-from distill.training.job import Job, Pool
+from distill.randomness import counter_integers, counter_permutation, derive_seed
+from distill.training.config import LOGIT_LOSSES, TrainConfig
+from distill.training.job import Job, Pool, ViewLabels, ViewPlan
+from distill.training.looks import Looks
 from distill.training.memory import memory_errors
 from distill.training.rows import places, used_rows
 
-# Views are drawn for several epochs at once until this many: small sets would spend their time drawing few.
-_VIEWS_AT_ONCE = 4096
 _MOVED_AT_ONCE = 1024  # images
 
 _FIX_MEMORY = "use fewer images (data.cap) or smaller ones (data.resize), or a device with more memory"
@@ -112,13 +111,27 @@ class Batch:
 
     Args:
         images: float32 (K, B, Ch, H, W).
-        targets: int64 (K, B) classes, or float32 (K, B, C) probabilities.
+        targets: int64 (K, B) classes, or float32 (K, B, C): probabilities, or logits where the loss takes these.
         index: int64 (K, B), numbers of the samples in their jobs.
+        weights: float32 (K, B), None where all samples count alike.
     """
 
     images: Tensor
     targets: Tensor
     index: Tensor
+    weights: Tensor | None = None
+
+    def for_networks(self, count: int) -> Batch:
+        """The batch of one network as that of `count` networks."""
+        parts = (None if x is None else x.expand(count, *x.shape[1:]) for x in vars(self).values())
+        return Batch(*parts)  # type: ignore[arg-type]
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in `count` parts of about one size."""
+        if count == 1:
+            return [self]
+        cut = [[None] * count if x is None else x.chunk(count, dim=1) for x in vars(self).values()]
+        return [Batch(*part) for part in zip(*cut, strict=False)]
 
 
 class Batches:
@@ -133,13 +146,31 @@ class Batches:
         self.pool_of = [job.pool for job in jobs]
         self.rows = [places(job, chosen[job.pool]).to(device) for job in jobs]
         self.order_seeds = [derive_seed(job.seed, "order") for job in jobs]
-        self.view_seeds = torch.tensor([derive_seed(job.seed, "views") for job in jobs], device=device)
-        soft = first.pool.targets.is_floating_point()
-        self.temperature = first.config.temperature if soft else 1.0
-        self._drawn: tuple[range, Views] = (range(0), Views())
+        _, height, width = first.pool.image_shape
+        self.looks = Looks(
+            first.config,
+            seeds=[derive_seed(job.seed, "views") for job in jobs],
+            samples=self.samples,
+            size=(height, width),
+            device=device,
+        )
+        self.temperature = first.config.temperature if first.pool.soft else 1.0
+        self.planned = self._planned(jobs)
+
+    def _planned(self, jobs: Sequence[Job]) -> PlannedBatches | None:
+        """The batches of labelled views, which are the same for all jobs; None where views are a job's own."""
+        pool = jobs[0].pool
+        if pool.views is None:
+            return None
+        assert all(job.pool is pool and job.indices is None for job in jobs), "one plan, all of its images"
+        return PlannedBatches(pool.views, self.pools[pool].images, jobs[0].config)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch; the last may be short."""
+        if self.planned is not None:
+            for batch in self.planned.epoch(number):
+                yield batch.for_networks(self.count)
+            return
         orders = [
             counter_permutation(seed, number, self.samples, device=self.device) for seed in self.order_seeds
         ]
@@ -148,49 +179,19 @@ class Batches:
             yield self._batch(number, order[:, start : start + self.config.batch_size])
 
     def _batch(self, epoch: int, index: Tensor) -> Batch:
-        images = self._look(epoch, index)
+        images = apply_views(self._look(index), self.looks.views(epoch, index))
         targets = self._targets(index)
         if self.config.mix != "none":
             images, targets = self._mix(epoch, index, images, targets)
         return Batch(images.view(*index.shape, *images.shape[1:]), targets, index)
 
-    def _look(self, epoch: int, index: Tensor) -> Tensor:
-        """Views (K*B, Ch, H, W) of the samples `index` (K, B)."""
+    def _look(self, index: Tensor) -> Tensor:
+        """The samples `index` (K, B) as they are: (K*B, Ch, H, W)."""
         parts = [
             self.pools[pool].images.gather(rows[numbers])
             for pool, rows, numbers in zip(self.pool_of, self.rows, index, strict=True)
         ]
-        images = parts[0] if self.count == 1 else torch.cat(parts)
-        if self.config.augment == "none":
-            return images
-        return apply_views(images, self._views(epoch).rows(self._flat(epoch, index)))
-
-    def _views(self, epoch: int) -> Views:
-        """The views of all samples of all jobs in a range of epochs that holds `epoch`: rows (epoch, job, sample)."""
-        if epoch not in self._drawn[0]:
-            at_once = max(1, _VIEWS_AT_ONCE // (self.count * self.samples))
-            epochs = range(epoch, min(epoch + at_once, self.config.epochs))
-            shape = (len(epochs), self.count, self.samples)
-            numbers = torch.tensor(list(epochs), device=self.device)[:, None, None].expand(shape)
-            seeds = self.view_seeds[None, :, None].expand(shape)
-            samples = torch.arange(self.samples, device=self.device).expand(shape)
-            _, height, width = self._image_shape
-            views = draw_views(
-                self.config.augment,
-                seed=seeds.reshape(-1),
-                epoch=numbers.reshape(-1),
-                index=samples.reshape(-1),
-                height=height,
-                width=width,
-            )
-            self._drawn = (epochs, views)
-        return self._drawn[1]
-
-    def _flat(self, epoch: int, index: Tensor) -> Tensor:
-        """Rows of `_views(epoch)` for the samples `index` (K, B); int64 (K*B,)."""
-        self._views(epoch)
-        block = (epoch - self._drawn[0].start) * self.count + torch.arange(self.count, device=self.device)
-        return (block[:, None] * self.samples + index).reshape(-1)
+        return parts[0] if self.count == 1 else torch.cat(parts)
 
     def _targets(self, index: Tensor) -> Tensor:
         parts = [
@@ -201,25 +202,76 @@ class Batches:
 
     def _mix(self, epoch: int, index: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mix each sample with its partner's own view of the same epoch, and the targets alike."""
-        _, height, width = self._image_shape
-        mix = draw_mix(
-            self.config.mix,
-            alpha=self.config.mix_alpha,
-            seed=self.view_seeds[:, None].expand_as(index).reshape(-1),
-            epoch=epoch,
-            index=index.reshape(-1),
-            count=self.samples,
-            height=height,
-            width=width,
-        )
+        mix = self.looks.mix(epoch, index)
         partner = mix.partner.view_as(index)
-        images = apply_mix(images, self._look(epoch, partner), mix)
+        others = apply_views(self._look(partner), self.looks.partner_views(epoch, partner))
         ratio = mix.ratio.view_as(index)[..., None]
-        return images, targets * ratio + self._targets(partner) * (1 - ratio)
+        return apply_mix(images, others, mix), targets * ratio + self._targets(partner) * (1 - ratio)
 
-    @property
-    def _image_shape(self) -> tuple[int, int, int]:
-        return self.pool_of[0].image_shape
+
+class PlannedViews:
+    """The views of a plan, batch by batch: what a teacher labels and a student sees again.
+
+    Args:
+        plan: which views, in which order.
+        images: of the set, on the device.
+    """
+
+    def __init__(self, plan: ViewPlan, images: DeviceImages) -> None:
+        self.plan, self.images = plan, images
+        self.starts = range(0, len(images), plan.batch_size)
+        _, height, width = images.shape
+        self.looks = Looks(
+            plan, seeds=[plan.seed], samples=len(images), size=(height, width), device=images.device
+        )
+
+    def order(self, epoch: int) -> Tensor:
+        """The order of a pass: int64 (N,)."""
+        seed = derive_seed(self.plan.seed, "order")
+        return counter_permutation(seed, epoch, len(self.images), device=self.images.device)
+
+    def batch(self, epoch: int, start: int) -> tuple[Tensor, Tensor]:
+        """Views (B, Ch, H, W), and the numbers of their images, int64 (B,)."""
+        index = self.order(epoch)[start : start + self.plan.batch_size]
+        views = apply_views(self.images.gather(index), self.looks.views(epoch, index[None]))
+        if self.plan.mix == "none":
+            return views, index
+        mix = self.looks.mix(epoch, index[None])
+        others = self.images.gather(mix.partner)
+        others = apply_views(others, self.looks.partner_views(epoch, mix.partner[None]))
+        return apply_mix(views, others, mix), index
+
+
+class PlannedBatches:
+    """The batches of students that learn from labelled views.
+
+    Where the plan has as many passes as the training has epochs, they come one after the other. Else each epoch draws
+    its batches with replacement from all that are labelled (Xiao and He, "Are Large-scale Soft Labels Necessary for
+    Large-scale Dataset Distillation?", NeurIPS 2024, section 3.3): the fewer passes, the fewer labels are stored.
+    """
+
+    def __init__(self, labels: ViewLabels, images: DeviceImages, config: TrainConfig) -> None:
+        self.labels = labels.on(images.device)
+        self.views = PlannedViews(labels.plan, images)
+        self.config = config
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        for epoch, start in self._places(number):
+            images, index = self.views.batch(epoch, start)
+            logits, weights = self.labels.batch(epoch, start, images)
+            targets = soft_targets(logits, self.config)
+            yield Batch(images[None], targets[None], index[None], None if weights is None else weights[None])
+
+    def _places(self, number: int) -> Iterator[tuple[int, int]]:
+        """Pass and start of each batch of an epoch."""
+        plan, starts = self.views.plan, self.views.starts
+        if plan.epochs == self.config.epochs:
+            yield from ((number, start) for start in starts)
+            return
+        seed = derive_seed(plan.seed, "drawn batches")
+        places = torch.arange(len(starts))
+        drawn = counter_integers(seed, number, places, 0, below=plan.epochs * len(starts))
+        yield from ((place // len(starts), starts[place % len(starts)]) for place in drawn.tolist())
 
 
 @dataclass(frozen=True)
@@ -243,10 +295,16 @@ def _on_device(pool: Pool, job: Job, chosen: Tensor | None, device: torch.device
     return _OnDevice(images, _loss_targets(targets, job.config, job.classes).to(device))
 
 
+def soft_targets(logits: Tensor, config: TrainConfig) -> Tensor:
+    """What the loss compares a network's logits with: logits float32 (..., C), or probabilities."""
+    logits = logits.float()
+    return logits if config.loss in LOGIT_LOSSES else F.softmax(logits / config.temperature, dim=-1)
+
+
 def _loss_targets(targets: Tensor, config: TrainConfig, classes: int) -> Tensor:
     """Classes stay int64 (N,) where nothing blends them; else probabilities float32 (N, C)."""
     if targets.is_floating_point():
-        return F.softmax(targets.float() / config.temperature, dim=1)
+        return soft_targets(targets, config)
     if config.mix == "none":
         return targets
     smooth = config.label_smoothing

@@ -15,7 +15,11 @@ class Strict(BaseModel):
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Augment = Literal["none", "crop", "crop_flip", "dsa", "dsa_without_flip"]
+Augment = Literal["none", "crop", "crop_flip", "resized_crop", "dsa", "dsa_without_flip"]
+Mixing = Literal["none", "mixup", "cutmix", "selfmix"]
+Share = Annotated[float, Field(gt=0, le=1)]
+# Losses that compare logits, where the others compare probabilities.
+LOGIT_LOSSES = ("mse", "cosine")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -24,8 +28,11 @@ class TrainConfig(Strict):
 
     The field's evaluation of distilled sets (reference: Cazenavette et al., "Dataset Distillation by Matching
     Training Trajectories", CVPR 2022, released code) is SGD with momentum, the learning rate dropped tenfold
-    half-way (`schedule: step`) and DSA; these are the defaults. `label_smoothing` is for hard labels, `temperature` for
-    soft ones. A `gsam_rho` above 0 looks for flat minima (distill/training/gsam.py), at twice the cost.
+    half-way (`schedule: step`) and DSA; these are the defaults. `label_smoothing` is for hard labels, `temperature` and
+    the losses besides cross-entropy for soft ones. `crop_scale` is the least share of an image that `resized_crop`
+    keeps. A `cosine_stretch` above 1 ends the cosine before it is at 0. A batch goes through the network in
+    `micro_batches` parts whose gradients add up, so that batch norm sees one part. A `gsam_rho` above 0 looks for flat
+    minima (distill/training/gsam.py), at twice the cost.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -33,13 +40,16 @@ class TrainConfig(Strict):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegative = 5e-4
     schedule: Literal["constant", "cosine", "step"] = "step"
+    cosine_stretch: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     warmup_epochs: NonNegative = 0.0
     epochs: Annotated[int, Field(ge=1)] = 300
     batch_size: Annotated[int, Field(ge=1)] = 256
+    micro_batches: Annotated[int, Field(ge=1)] = 1
     augment: Augment = "dsa"
-    mix: Literal["none", "mixup", "cutmix"] = "none"
+    crop_scale: Share = 0.08
+    mix: Mixing = "none"
     mix_alpha: Positive = 1.0
-    loss: Literal["cross_entropy", "kl"] = "cross_entropy"
+    loss: Literal["cross_entropy", "kl", "mse", "cosine"] = "cross_entropy"
     temperature: Positive = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gsam_rho: NonNegative = 0.0
@@ -49,4 +59,6 @@ class TrainConfig(Strict):
     def _warm_up_ends(self) -> TrainConfig:
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} is beyond epochs {self.epochs}")
+        if self.micro_batches > self.batch_size:
+            raise ValueError(f"micro_batches {self.micro_batches} is above batch_size {self.batch_size}")
         return self

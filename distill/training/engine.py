@@ -182,10 +182,17 @@ def stackable(jobs: Sequence[Job]) -> list[list[int]]:
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, job in enumerate(jobs):
-        soft = job.pool.targets.is_floating_point()
         alike = (
-            *(job.model, job.classes, job.config, job.samples, job.pool.image_shape, soft, id(job.test)),
-            job.record_dynamics,
+            *(
+                job.model,
+                job.classes,
+                job.config,
+                job.samples,
+                job.pool.image_shape,
+                job.pool.soft,
+                id(job.test),
+            ),
+            *(job.record_dynamics, None if job.pool.views is None else id(job.pool)),
         )
         key = (*alike, number) if isinstance(job.model, TorchvisionConfig) else alike
         groups.setdefault(key, []).append(number)

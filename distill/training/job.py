@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,8 +10,54 @@ import torch
 from torch import Tensor
 
 from distill.contracts import Preprocessing
-from distill.training.config import Strict, TrainConfig
+from distill.training.config import Augment, Mixing, Strict, TrainConfig
 from distill.training.recording import Dynamics, TrajectoryRow
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views of N images are labelled, and in which order: all of it follows from counters.
+
+    Args:
+        seed: names orders, views and mixing.
+        epochs: passes over the images, each with views of its own.
+        batch_size: images a batch; the last of a pass may be short.
+        augment, crop_scale, mix, mix_alpha: as in `TrainConfig`.
+    """
+
+    seed: int
+    epochs: int
+    batch_size: int
+    augment: Augment
+    crop_scale: float
+    mix: Mixing
+    mix_alpha: float
+
+
+class ViewLabels(ABC):
+    """Labels of views: stored ones, or a teacher's that is asked again.
+
+    Args:
+        plan: which views.
+    """
+
+    plan: ViewPlan
+
+    @abstractmethod
+    def on(self, device: torch.device) -> ViewLabels:
+        """The same, ready to label on a device."""
+
+    @abstractmethod
+    def batch(self, epoch: int, start: int, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Labels of the batch that begins at place `start` of the order of pass `epoch`.
+
+        Args:
+            epoch, start: which batch.
+            images: its views (B, Ch, H, W), on the device.
+
+        Returns:
+            Logits float32 (B, C), and the weights of the views, float32 (B,), None where all count alike.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +68,18 @@ class Pool:
         images: uint8 (N, Ch, H, W) in 0..255, or float16 in units of pixel value / 255.
         targets: int64 (N,) class numbers, or float32 (N, C) logits (soft labels before the softmax).
         preprocessing: what is done to an image before a network sees it.
+        views: labels of views, which then take the place of `targets`, orders and augmentation; None without them.
     """
 
     images: Tensor
     targets: Tensor
     preprocessing: Preprocessing
+    views: ViewLabels | None = None
+
+    @property
+    def soft(self) -> bool:
+        """Whether networks learn from logits, and not from classes."""
+        return self.views is not None or self.targets.is_floating_point()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -121,13 +121,20 @@ def _fit(
 
     def backward(batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (K, B, C) and losses (K,) of a batch; the parameters hold their gradients then."""
-        with autocast(device, dtype), _batch_norm_errors(jobs[0]):
-            logits = networks(batch.images)
-        logits = logits.float()
-        losses = network_losses(logits, batch.targets, config, temperature=batches.temperature)
         optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        return logits.detach(), losses.detach()
+        found = []
+        for part in batch.parts(config.micro_batches):
+            with autocast(device, dtype), _batch_norm_errors(jobs[0]):
+                logits = networks(part.images)
+            logits = logits.float()
+            losses = network_losses(
+                logits, part.targets, config, temperature=batches.temperature, weights=part.weights
+            )
+            losses = losses * (part.index.shape[1] / batch.index.shape[1])
+            losses.sum().backward()
+            found.append((logits.detach(), losses.detach()))
+        every = torch.cat([logits for logits, _ in found], dim=1)
+        return every, torch.stack([losses for _, losses in found]).sum(dim=0)
 
     step = 0
     weights.after(0)
@@ -192,15 +199,17 @@ def make_optimizer(parameters: list[Tensor], config: TrainConfig) -> torch.optim
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """The learning rate at `epoch` (fractional): linear warm-up, then constant, cosine to 0, or a tenth half-way.
+    """The learning rate at `epoch` (fractional): linear warm-up, then constant, cosine, or a tenth half-way.
 
-    Half-way is half of the steps, not the end of an epoch: it exists in a training of one epoch too.
+    The cosine ends at 0; stretched by eta, lr(e) = lr (1 + cos(pi e / (eta E))) / 2, it ends above that, as the
+    smoothed learning rate of committee voting does. Half-way is half of the steps, not the end of an epoch: it exists
+    in a training of one epoch too.
     """
     if epoch < config.warmup_epochs:
         return config.lr * (epoch + 1e-3) / config.warmup_epochs
     if config.schedule == "cosine":
         done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0) / config.cosine_stretch))
     if config.schedule == "step" and epoch >= config.epochs / 2:
         return config.lr * 0.1
     return config.lr
@@ -211,34 +220,58 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, epo
         group["lr"] = learning_rate(config, epoch)
 
 
-def network_losses(logits: Tensor, targets: Tensor, config: TrainConfig, *, temperature: float) -> Tensor:
+def network_losses(
+    logits: Tensor,
+    targets: Tensor,
+    config: TrainConfig,
+    *,
+    temperature: float,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Mean loss of each network over its batch.
 
-    Hard targets: cross-entropy, with label smoothing. Probabilities p, at temperature T with student logits z:
-    T^2 * sum_c p_c (log p_c - log softmax(z / T)_c); `cross_entropy` leaves out the constant p log p. The factor T^2
-    keeps the gradient's size independent of T (Hinton et al., 2015, section 2), so that the choice of optimiser does
-    not decide the result.
+    Hard targets: cross-entropy, with label smoothing. Soft targets, of student logits z, by `config.loss`:
+
+    - `cross_entropy`, `kl`: of probabilities p at temperature T, T^2 * sum_c p_c (log p_c - log softmax(z / T)_c), the
+      first without the constant p log p. The factor T^2 keeps the gradient's size independent of T (Hinton et al.,
+      2015, section 2), so that the choice of optimiser does not decide the result.
+    - `mse`: the mean over classes of (z - t)^2, of the teacher's logits t.
+    - `cosine`: 1 - cos(z, t) (Shang et al., "GIFT: Unlocking Full Potential of Labels in Distilled Dataset at
+      Near-zero Cost", ICLR 2025).
 
     Args:
         logits: float32 (K, B, C).
-        targets: int64 (K, B), or float32 (K, B, C) which sum to 1.
+        targets: int64 (K, B); or float32 (K, B, C), probabilities or logits, see `soft_targets`.
         temperature: T; 1 where the targets come from classes and not from a teacher.
+        weights: of the samples, float32 (K, B); None is 1 for all.
 
     Returns:
         float32 (K,).
     """
-    networks, batch, classes = logits.shape
-    flat = logits.reshape(networks * batch, classes)
+    per_sample = _sample_losses(logits, targets, config, temperature=temperature)
+    if weights is None:
+        return per_sample.mean(dim=1)
+    return (per_sample * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)
+
+
+def _sample_losses(logits: Tensor, targets: Tensor, config: TrainConfig, *, temperature: float) -> Tensor:
+    """The loss of every sample, float32 (K, B)."""
     if not targets.is_floating_point():
-        per_sample = F.cross_entropy(
-            flat, targets.reshape(-1), reduction="none", label_smoothing=config.label_smoothing
+        flat = F.cross_entropy(
+            logits.flatten(0, 1),
+            targets.reshape(-1),
+            reduction="none",
+            label_smoothing=config.label_smoothing,
         )
-        return per_sample.view(networks, batch).mean(dim=1)
-    p = targets.reshape(networks * batch, classes)
-    per_sample = -(p * F.log_softmax(flat / temperature, dim=1)).sum(dim=1)
+        return flat.view(targets.shape)
+    if config.loss == "mse":
+        return (logits - targets).square().mean(dim=2)
+    if config.loss == "cosine":
+        return 1 - F.cosine_similarity(logits, targets, dim=2)
+    per_sample = -(targets * F.log_softmax(logits / temperature, dim=2)).sum(dim=2)
     if config.loss == "kl":
-        per_sample = per_sample + torch.xlogy(p, p).sum(dim=1)
-    return per_sample.view(networks, batch).mean(dim=1) * temperature**2
+        per_sample = per_sample + torch.xlogy(targets, targets).sum(dim=2)
+    return per_sample * temperature**2
 
 
 def _test(networks: Networks, jobs: Sequence[Job], *, device: torch.device) -> list[float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.contracts import Preprocessing
 from distill.files import disk_errors
-from distill.training.job import Pool
+from distill.training.job import Pool, ViewLabels
 
 
 class PoolPaths(NamedTuple):
@@ -22,6 +22,7 @@ class PoolPaths(NamedTuple):
     images: str
     targets: str
     preprocessing: str
+    views: str | None
 
 
 class PoolFiles:
@@ -47,16 +48,25 @@ class PoolFiles:
             self._tensor(pool.images),
             self._tensor(pool.targets),
             self._file((id(pre),), pre, lambda path: path.write_bytes(pickle.dumps(pre))),
+            None if pool.views is None else self._views(pool.views),
         )
+
+    def _views(self, views: ViewLabels) -> str:
+        return self._file((id(views),), views, lambda path: self._pickle(views, path))
+
+    def _pickle(self, value: object, path: Path) -> None:
+        """Write an object whose arrays have files of their own."""
+        with path.open("wb") as file:
+            _Pickler(file, self._array).dump(value)
+
+    def _array(self, values: np.ndarray) -> str:
+        lies = (values.ctypes.data, values.dtype, values.shape, values.strides)
+        return self._file(lies, values, lambda path: _save(path, values))
 
     def _tensor(self, values: Tensor) -> str:
         lies = (values.data_ptr(), values.dtype, tuple(values.shape), values.stride())
 
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.save(file, values.numpy())
-
-        return self._file(lies, values, write)
+        return self._file(lies, values, lambda path: _save(path, values.numpy()))
 
     def _file(self, key: tuple[object, ...], content: object, write: Callable[[Path], object]) -> str:
         if key not in self._written:
@@ -68,8 +78,39 @@ class PoolFiles:
         return self._written[key]
 
 
+def _save(path: Path, values: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, values)
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles an object without its arrays, which `name` gives files."""
+
+    def __init__(self, file: IO[bytes], name: Callable[[np.ndarray], str]) -> None:
+        super().__init__(file)
+        self.name = name
+
+    def persistent_id(self, value: object) -> tuple[str, str] | None:
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return "array", self.name(np.asarray(value))
+        if isinstance(value, Tensor):
+            return "tensor", self.name(value.detach().numpy())
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, known: tuple[str, str]) -> object:
+        kind, path = known
+        values = np.load(path, mmap_mode="c")
+        return torch.from_numpy(values) if kind == "tensor" else values
+
+
 def load_pool(paths: PoolPaths) -> Pool:
     """A pool whose samples stay in the files until they are touched."""
     preprocessing: Preprocessing = pickle.loads(Path(paths.preprocessing).read_bytes())
     images, targets = (np.load(path, mmap_mode="c") for path in (paths.images, paths.targets))
-    return Pool(torch.from_numpy(images), torch.from_numpy(targets), preprocessing)
+    views = None
+    if paths.views is not None:
+        with Path(paths.views).open("rb") as file:
+            views = _Unpickler(file).load()
+    return Pool(torch.from_numpy(images), torch.from_numpy(targets), preprocessing, views)

@@ -100,7 +100,7 @@ class DynamicsRecorder:
 
 def refuse_blended(job: Job) -> None:
     """Raise InputError where a sample of the job has no one class that it could be taken for."""
-    soft = job.pool.targets.is_floating_point()
+    soft = job.pool.soft
     if soft or job.config.mix != "none":
         raise InputError(
             f"how samples fare cannot be recorded in training {job.label}",

@@ -140,7 +140,7 @@ def _pools(job: Job) -> tuple[tuple[str, Pool | None], ...]:
 
 def _absent(pool: Pool) -> Pool:
     """The pool without its samples, which a worker reads from the file."""
-    return replace(pool, images=pool.images[:0].clone(), targets=pool.targets[:0].clone())
+    return replace(pool, images=pool.images[:0].clone(), targets=pool.targets[:0].clone(), views=None)
 
 
 def _death(worker: _Worker) -> DistillError:

@@ -16,6 +16,7 @@ from distill.contracts import Preprocessing
 from distill.errors import MemoryExhaustedError
 from distill.randomness import counter_permutation, derive_seed
 from distill.training import batches as batches_module
+from distill.training import looks
 from distill.training.batches import Batch, Batches, DeviceImages
 from distill.training.job import Job, Pool
 
@@ -92,7 +93,7 @@ def test_views_do_not_depend_on_how_many_are_drawn_at_once(
 ) -> None:
     jobs = [make_job(seed=seed, epochs=5, augment="dsa") for seed in range(2)]
     many = all_batches(jobs, epochs=5)
-    monkeypatch.setattr(batches_module, "_VIEWS_AT_ONCE", 1)
+    monkeypatch.setattr(looks, "_VIEWS_AT_ONCE", 1)
     few = all_batches(jobs, epochs=5)
     assert all(torch.equal(a.images, b.images) for a, b in zip(many, few, strict=True))
 

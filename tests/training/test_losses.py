@@ -83,6 +83,37 @@ def test_the_gradient_does_not_shrink_with_temperature() -> None:
     torch.testing.assert_close(gradient, (student - teacher).detach() / C / B, rtol=0.01, atol=1e-3)
 
 
+def test_losses_of_logits() -> None:
+    z, t = draw(0, K, B, C), draw(1, K, B, C)
+    mse = network_losses(z, t, TrainConfig(loss="mse"), temperature=3.0)
+    cosine = network_losses(z, t, TrainConfig(loss="cosine"), temperature=3.0)
+    for k in range(K):
+        square, turned = 0.0, 0.0
+        for own, other in zip(z[k].tolist(), t[k].tolist(), strict=True):
+            square += sum((a - b) ** 2 for a, b in zip(own, other, strict=True)) / C
+            product = sum(a * b for a, b in zip(own, other, strict=True))
+            turned += 1 - product / math.hypot(*own) / math.hypot(*other)
+        assert mse[k].item() == pytest.approx(square / B)
+        assert cosine[k].item() == pytest.approx(turned / B)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "kl", "mse", "cosine"])
+def test_weights_leave_samples_out(loss: Any) -> None:
+    z, t = draw(0, K, B, C), draw(1, K, B, C).softmax(dim=2)
+    weights = torch.ones(K, B, dtype=z.dtype)
+    weights[:, 1] = 0
+    config = TrainConfig(loss=loss)
+    kept = [row for row in range(B) if row != 1]
+    torch.testing.assert_close(
+        network_losses(z, t, config, temperature=2.0, weights=weights),
+        network_losses(z[:, kept], t[:, kept], config, temperature=2.0),
+        rtol=1e-9,
+        atol=1e-9,
+    )
+    nothing = network_losses(z, t, config, temperature=2.0, weights=torch.zeros_like(weights))
+    assert torch.equal(nothing, torch.zeros_like(nothing))
+
+
 @pytest.mark.parametrize(
     ("settings", "points"),
     [
@@ -92,6 +123,7 @@ def test_the_gradient_does_not_shrink_with_temperature() -> None:
         ({"schedule": "cosine", "warmup_epochs": 2.0}, {0: 0.0005, 1: 0.5005, 2: 1.0, 6: 0.5, 10: 0.0}),
         ({"schedule": "constant", "warmup_epochs": 4.0}, {1: 0.25025, 4: 1.0}),
         ({"schedule": "cosine", "warmup_epochs": 10.0}, {5: 0.5001}),
+        ({"schedule": "cosine", "cosine_stretch": 2.0}, {0: 1.0, 5: (1 + 0.5**0.5) / 2, 10: 0.5}),
     ],
 )
 def test_learning_rate(settings: dict[str, Any], points: dict[float, float]) -> None:
