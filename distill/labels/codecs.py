@@ -8,84 +8,67 @@ as the temperature at which the labels are meant to be softened: softmax(logits 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError, InputError, NonFiniteError
+from distill.labels import logit_codecs, probability_codecs
+from distill.labels.codec import CODECS, Codec, register
 from distill.registry import nearest
+from distill.training.config import Strict
+
+__all__ = ["CODECS", "Codec", "CodecConfig", "check", "decode", "encode", "label_bytes", "register"]
+
+# Beside a codec's own arrays: uint8 (V, N), 1 where a view is learned from, 0 where calibration drops it.
+KEPT = "kept"
+
+CodecName = Literal["full", "topk", "quantised", "marginal_smoothing", "marginal_renormalised"]
+assert {logit_codecs, probability_codecs}  # imported for the codecs that they register
 
 
-class Codec(ABC):
-    """A way to store logits. A subclass sets `name` and is marked `@register`; that is all it takes."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Arrays that hold `logits`, float (V, N, C) and finite, on any device."""
-
-    @abstractmethod
-    def decode(self, soft: SoftLabels) -> Tensor:
-        """float32 logits (V, N, C), on the CPU."""
-
-    @abstractmethod
-    def check(self, soft: SoftLabels, *, images: int, classes: int) -> None:
-        """Raise DamagedDataError where the arrays do not hold logits (V, `images`, `classes`)."""
+_DEFAULTS = {"k": 10, "bits": 8}
 
 
-CODECS: dict[str, Codec] = {}
+class CodecConfig(Strict):
+    """How labels are stored; see docs/labels.md for what each costs.
 
+    `k` is for `topk`, `marginal_smoothing` and `marginal_renormalised` (10 if left out), `bits`, 8 or 4, for
+    `quantised` (8 if left out).
+    """
 
-def register(codec: type[Codec]) -> type[Codec]:
-    """Class decorator: adds the codec to `CODECS` under its name."""
-    assert codec.name not in CODECS, f"two codecs named {codec.name}"
-    CODECS[codec.name] = codec()
-    return codec
+    name: CodecName = "full"
+    k: Annotated[int, Field(ge=1)] | None = None
+    bits: Literal[4, 8] | None = None
 
+    @model_validator(mode="after")
+    def _options_belong(self) -> Self:
+        for option in ("k", "bits"):
+            if getattr(self, option) is not None and option not in CODECS[self.name].options:
+                raise ValueError(f"{option} does not belong to codec {self.name}")
+        return self
 
-@register
-class Full(Codec):
-    """Every logit, rounded to float16: array `logits` (V, N, C)."""
+    @property
+    def options(self) -> dict[str, int]:
+        """The options of the codec with their defaults."""
+        asked = {"k": self.k, "bits": self.bits}
+        return {option: asked[option] or _DEFAULTS[option] for option in CODECS[self.name].options}
 
-    name = "full"
-
-    def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        stored = logits.to("cpu", torch.float16, copy=True)
-        if not stored.isfinite().all():
-            raise NonFiniteError(
-                "logits do not fit float16, in which soft labels are stored",
-                found=f"a logit of magnitude {float(logits.abs().max()):g}",
-                allowed=f"magnitudes up to {torch.finfo(torch.float16).max:g}",
-                fix="train the teacher with a lower learning rate or more weight decay",
-            )
-        return {"logits": stored.contiguous().numpy()}
-
-    def decode(self, soft: SoftLabels) -> Tensor:
-        return torch.from_numpy(soft.arrays["logits"].astype(np.float32))
-
-    def check(self, soft: SoftLabels, *, images: int, classes: int) -> None:
-        if set(soft.arrays) != {"logits"}:
-            raise DamagedDataError(
-                "soft labels of codec 'full' have the wrong arrays",
-                found=", ".join(sorted(soft.arrays)) or "none",
-                allowed="logits",
-            )
-        logits = soft.arrays["logits"]
-        if logits.dtype != np.float16 or logits.ndim != 3 or logits.shape[1:] != (images, classes):
-            raise DamagedDataError(
-                "soft labels do not match the images and classes",
-                found=f"{logits.dtype} {logits.shape}",
-                allowed=f"float16 (V, {images}, {classes})",
-            )
-        if len(logits) == 0 or not np.isfinite(logits).all():
-            raise DamagedDataError(
-                "soft labels are empty, NaN or infinite", allowed="V >= 1 sets of finite logits"
+    def check(self, classes: int) -> None:
+        """Raise InputError where labels of C classes cannot be stored so."""
+        k = self.options.get("k", 1)
+        if k > classes:
+            raise InputError(
+                f"codec {self.name} keeps more classes than there are",
+                where="codec.k",
+                found=str(k),
+                allowed=f"1 to {classes}, the number of classes",
+                fix=f"set codec.k to {classes} or less, or use codec full",
             )
 
 
@@ -122,12 +105,24 @@ def encode(
             "the teacher gave NaN or infinite logits", fix="train the teacher with a lower learning rate"
         )
     facts = {**attributes, "teacher": teacher, "temperature": float(temperature)}
+    if _codec(codec).options:
+        facts["classes"] = values.shape[2]
+    for option in _codec(codec).options:
+        facts.setdefault(
+            option, min(_DEFAULTS[option], values.shape[2]) if option == "k" else _DEFAULTS[option]
+        )
     return SoftLabels(codec, _codec(codec).encode(values, facts), facts)
 
 
 def decode(soft: SoftLabels) -> Tensor:
     """float32 logits (V, N, C) of stored labels, on the CPU."""
     return _codec(soft.codec).decode(soft)
+
+
+def decode_rows(soft: SoftLabels, view: int, rows: slice) -> Tensor:
+    """float32 logits (n, C) of some rows of one label set; nothing else is read where the arrays are mapped files."""
+    arrays = {name: array[view : view + 1, rows] for name, array in soft.arrays.items() if name != KEPT}
+    return _codec(soft.codec).decode(SoftLabels(soft.codec, arrays, soft.attributes))[0]
 
 
 def probabilities(soft: SoftLabels) -> Tensor:
@@ -157,7 +152,21 @@ def check(soft: SoftLabels, *, images: int, classes: int) -> None:
         raise DamagedDataError("soft labels lack a valid temperature", found=repr(temperature), allowed="> 0")
     if "teacher" not in soft.attributes:
         raise DamagedDataError("soft labels do not say which teacher gave them")
+    if KEPT in soft.arrays:
+        _check_kept(soft.arrays[KEPT], images)
+        soft = SoftLabels(
+            soft.codec, {name: a for name, a in soft.arrays.items() if name != KEPT}, soft.attributes
+        )
     CODECS[soft.codec].check(soft, images=images, classes=classes)
+
+
+def _check_kept(kept: np.ndarray, images: int) -> None:
+    if kept.dtype != np.uint8 or kept.ndim != 2 or kept.shape[1] != images or int(kept.max()) > 1:
+        raise DamagedDataError(
+            "the marks of kept views do not match the images",
+            found=f"{kept.dtype} {kept.shape}",
+            allowed=f"uint8 (V, {images}) of 0 and 1",
+        )
 
 
 def _codec(name: str) -> Codec:

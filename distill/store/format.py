@@ -137,11 +137,9 @@ def missing(names: Iterable[str]) -> list[str]:
     for together in OPTIONAL:
         if present & set(together):
             expected |= set(together)
-    soft = any(name.startswith(f"{SOFT}/") for name in present)
-    if soft:
+    if any(name.startswith(f"{SOFT}/") for name in present):
         expected.add(CODEC)
-    lacks = sorted(expected - present)
-    return [*lacks, f"{SOFT}/..."] if CODEC in present and not soft else lacks
+    return sorted(expected - present)
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -258,7 +258,7 @@ class PlannedBatches:
     def epoch(self, number: int) -> Iterator[Batch]:
         for epoch, start in self._places(number):
             images, index = self.views.batch(epoch, start)
-            logits, weights = self.labels.batch(epoch, start, images)
+            logits, weights = self.labels.batch(epoch, start, images, index)
             targets = soft_targets(logits, self.config)
             yield Batch(images[None], targets[None], index[None], None if weights is None else weights[None])
 

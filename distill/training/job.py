@@ -48,12 +48,13 @@ class ViewLabels(ABC):
         """The same, ready to label on a device."""
 
     @abstractmethod
-    def batch(self, epoch: int, start: int, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def batch(self, epoch: int, start: int, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Labels of the batch that begins at place `start` of the order of pass `epoch`.
 
         Args:
             epoch, start: which batch.
             images: its views (B, Ch, H, W), on the device.
+            index: of which images, int64 (B,).
 
         Returns:
             Logits float32 (B, C), and the weights of the views, float32 (B,), None where all count alike.

@@ -11,7 +11,7 @@ import torch
 
 from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError, InputError, NonFiniteError
-from distill.labels import codecs
+from distill.labels import codec, codecs
 from distill.labels.codecs import CODECS, Codec, check, decode, encode, label_bytes, probabilities, register
 
 
@@ -136,7 +136,8 @@ def test_check_refuses(soft: SoftLabels, message: str) -> None:
 
 def test_a_codec_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """The seam: a registered class is all that a codec takes."""
-    monkeypatch.setattr(codecs, "CODECS", dict(CODECS))
+    monkeypatch.setattr(codec, "CODECS", table := dict(CODECS))
+    monkeypatch.setattr(codecs, "CODECS", table)
 
     @register
     class Rounded(Codec):
@@ -148,8 +149,8 @@ def test_a_codec_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
         def decode(self, soft: SoftLabels) -> torch.Tensor:
             return torch.from_numpy(soft.arrays["steps"]).float() * soft.attributes["step"]
 
-        def check(self, soft: SoftLabels, *, images: int, classes: int) -> None:
-            assert soft.arrays["steps"].shape[1:] == (images, classes)
+        def shapes(self, soft: SoftLabels, *, images: int, classes: int) -> dict:
+            return {"steps": ("i1", (images, classes))}
 
     values = logits().clamp(-20, 20)
     soft = encode(values, codec="rounded", temperature=1, teacher="t", step=0.5)

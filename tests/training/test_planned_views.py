@@ -33,7 +33,7 @@ class Table(ViewLabels):
     def on(self, device: torch.device) -> Table:
         return self
 
-    def batch(self, epoch: int, start: int, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def batch(self, epoch: int, start: int, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.logits[epoch, start : start + len(images)], None
 
 

@@ -1,0 +1,144 @@
+"""Relabelling: teachers label the views that students will see.
+
+One pass over the images an epoch, in the plan's order, in batches of the plan's size, so that labels that depend on
+their batch (batch-specific soft labels, mixing) are those of the batch the student sees. Views are never stored: they
+follow from the plan's counters. A killed run goes on behind the last pass that reached the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.contracts import Context, DistilledSet, SoftLabels
+from distill.files import disk_errors, write_bytes_atomically
+from distill.labels.codecs import KEPT, CodecConfig, encode
+from distill.labels.view_labels import VIEWS, OnlineLabels, plan_attributes
+from distill.training.batches import DeviceImages, PlannedViews
+from distill.training.job import Pool
+
+_SAVE_SECONDS = 20.0
+_WHOLE_BYTES = 1 << 30  # labels up to this many bytes leave their files and live in memory
+
+
+def relabel(
+    ctx: Context,
+    plain: DistilledSet,
+    labels: OnlineLabels,
+    *,
+    codec: CodecConfig,
+    attributes: Mapping[str, Any],
+) -> SoftLabels:
+    """The labels of all views of the plan, stored by a codec.
+
+    Args:
+        ctx: its device, progress, and the folder where labels lie until the set is written.
+        plain: the images.
+        labels: who labels which views.
+        codec: how they are stored.
+        attributes: facts that the labels carry.
+
+    Raises:
+        NonFiniteError: a teacher gave NaN or infinite logits; the error names it.
+    """
+    images = DeviceImages(Pool(plain.images, plain.labels, plain.preprocessing), ctx.device)
+    views = PlannedViews(labels.plan, images)
+    ready = labels.on(ctx.device)
+    names = ", ".join(labels.ensemble.names)
+    facts: dict[str, Any] = {
+        **attributes,
+        VIEWS: plan_attributes(labels.plan),
+        "teacher": attributes.get("teacher", names),
+        "temperature": labels.ensemble.temperature,
+    }
+    store = _Store(ctx.scratch / "labels", passes=labels.plan.epochs)
+    if store.done:
+        ctx.progress.note(f"labelling goes on behind {store.done} of {labels.plan.epochs} passes")
+    saved = time.monotonic()
+    with ctx.progress.task("label views", total=labels.plan.epochs, unit="pass") as task:
+        task.advance(store.done)
+        for epoch in range(store.done, labels.plan.epochs):
+            logits, kept = _pass(ready, views, epoch)
+            soft = encode(logits[None], codec=codec.name, **{**facts, **codec.options})
+            arrays = dict(soft.arrays)
+            if kept is not None:
+                arrays[KEPT] = kept.cpu().numpy().astype(np.uint8)[None]
+            store.put(epoch, arrays)
+            task.advance(1)
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                store.save(epoch + 1)
+                saved = time.monotonic()
+    store.save(labels.plan.epochs)
+    options = {**codec.options, "classes": len(plain.classes)} if codec.options else {}
+    return SoftLabels(codec.name, store.arrays(), {**facts, **options})
+
+
+def _pass(labels: OnlineLabels, views: PlannedViews, epoch: int) -> tuple[Tensor, Tensor | None]:
+    """Logits (N, C) and kept (N,) of one pass, in its order."""
+    found = list(_batches(labels, views, epoch))
+    kept = [each for _, each in found if each is not None]
+    return torch.cat([logits for logits, _ in found]), torch.cat(kept) if kept else None
+
+
+def _batches(labels: OnlineLabels, views: PlannedViews, epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for start in views.starts:
+        images, index = views.batch(epoch, start)
+        yield labels.batch(epoch, start, images, index)
+
+
+class _Store:
+    """Arrays (passes, ...) in files of a folder, which grow pass by pass.
+
+    Args:
+        folder: theirs alone.
+        passes: how many there will be.
+    """
+
+    def __init__(self, folder: Path, *, passes: int) -> None:
+        self.folder, self.passes = folder, passes
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._mark = folder / "done.json"
+        told: dict[str, Any] = {"passes": 0, "names": []}
+        if self._mark.exists():
+            told = json.loads(self._mark.read_text())
+        self.done: int = told["passes"]
+        self._files: dict[str, np.memmap] = {
+            name: np.lib.format.open_memmap(self._path(name), mode="r+") for name in told["names"]
+        }
+
+    def put(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the arrays (1, ...) of one pass."""
+        for name, array in arrays.items():
+            if name not in self._files:
+                path = self._path(name)
+                with disk_errors(path):
+                    self._files[name] = np.lib.format.open_memmap(
+                        path, mode="w+", dtype=array.dtype, shape=(self.passes, *array.shape[1:])
+                    )
+            self._files[name][number] = array[0]
+
+    def save(self, done: int) -> None:
+        """Bring everything to disk, then say how many passes are."""
+        for name, file in self._files.items():
+            with disk_errors(self._path(name)):
+                file.flush()
+        write_bytes_atomically(
+            self._mark, json.dumps({"passes": done, "names": sorted(self._files)}).encode()
+        )
+        self.done = done
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of them; in memory where they are small."""
+        whole = sum(file.nbytes for file in self._files.values()) <= _WHOLE_BYTES
+        return {name: np.array(file) if whole else file for name, file in self._files.items()}
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"

@@ -1,0 +1,112 @@
+"""Labels of views on their way to students: read from the set, or asked of the teachers again.
+
+Both give the same numbers for the same plan; the second needs the teachers and no room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from distill.contracts import SoftLabels
+from distill.errors import DamagedDataError
+from distill.labels.calibration import Calibration
+from distill.labels.codecs import KEPT, decode_rows
+from distill.labels.ensemble import Ensemble, Labellers
+from distill.training.config import Augment, Mixing
+from distill.training.job import ViewLabels, ViewPlan
+
+VIEWS = "views"  # the attribute of soft labels that holds their plan
+
+
+class _Plan(BaseModel):
+    """A plan as a set's attributes hold it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seed: int = Field(ge=0, lt=1 << 63)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    augment: Augment
+    crop_scale: float = Field(gt=0, le=1)
+    mix: Mixing
+    mix_alpha: float = Field(gt=0, allow_inf_nan=False)
+
+
+def plan_of(soft: SoftLabels) -> ViewPlan | None:
+    """The plan of the views that labels belong to; None where they are of images as they are."""
+    told = soft.attributes.get(VIEWS)
+    if told is None:
+        return None
+    try:
+        return ViewPlan(**_Plan.model_validate(told).model_dump())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DamagedDataError(
+            "the plan of labelled views does not hold what belongs there",
+            found=f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}",
+            fix="fetch or make the set again",
+        ) from error
+
+
+def plan_attributes(plan: ViewPlan) -> dict[str, Any]:
+    """The plan as a set's attributes hold it."""
+    return dict(vars(plan))
+
+
+class StoredLabels(ViewLabels):
+    """Labels that a set stores, one pass of the plan a label set, in the plan's order."""
+
+    def __init__(self, soft: SoftLabels) -> None:
+        plan = plan_of(soft)
+        assert plan is not None, "labels of views"
+        self.plan, self.soft = plan, soft
+        self.device = torch.device("cpu")
+
+    def on(self, device: torch.device) -> StoredLabels:
+        ready = StoredLabels(self.soft)
+        ready.device = device
+        return ready
+
+    def batch(self, epoch: int, start: int, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        rows = slice(start, start + len(images))
+        logits = decode_rows(self.soft, epoch, rows).to(self.device, non_blocking=True)
+        if KEPT not in self.soft.arrays:
+            return logits, None
+        kept = torch.from_numpy(self.soft.arrays[KEPT][epoch, rows].astype("f4"))
+        return logits, kept.to(self.device, non_blocking=True)
+
+
+@dataclass(eq=False)
+class OnlineLabels(ViewLabels):
+    """Labels that teachers give as they are asked for.
+
+    Args:
+        plan: which views.
+        ensemble: the teachers.
+        classes: of the images, int64 (N,).
+        calibration: see `distill.labels.calibration`.
+    """
+
+    plan: ViewPlan
+    ensemble: Ensemble
+    classes: Tensor
+    calibration: Calibration | None = None
+    labellers: Labellers | None = None
+
+    def on(self, device: torch.device) -> OnlineLabels:
+        return replace(self, labellers=self.ensemble.on(device), classes=self.classes.to(device))
+
+    def batch(self, epoch: int, start: int, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert self.labellers is not None, "on a device"
+        logits = self.labellers.logits(images)
+        if self.calibration is None:
+            return logits, None
+        logits, kept = self.calibration.apply(
+            logits, self.classes[index], temperature=self.ensemble.temperature
+        )
+        return logits, kept.float()

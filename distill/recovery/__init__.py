@@ -1,0 +1,1 @@
+"""Recovery: images that teachers take for their classes, with the statistics that teachers know from real data."""
