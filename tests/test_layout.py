@@ -44,6 +44,7 @@ ORDER = [
     "selection",
     "step_checks",
     "matching",
+    "recovery",
     "distillers",
     "dataselect",
     "store",

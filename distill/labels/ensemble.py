@@ -73,7 +73,7 @@ class Labellers:
             for module in self.modules:
                 _use_batch_statistics(module)
         self.ways = [
-            _between(ensemble.preprocessing, network.preprocessing, device) for network in ensemble.networks
+            between(ensemble.preprocessing, network.preprocessing, device) for network in ensemble.networks
         ]
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class _Way:
         return torch.addcmul(self.offset, images, self.scale)
 
 
-def _between(ours: Preprocessing, theirs: Preprocessing, device: torch.device) -> _Way | nn.Identity:
+def between(ours: Preprocessing, theirs: Preprocessing, device: torch.device) -> _Way | nn.Identity:
     if ours.zca is not None or theirs.zca is not None:
         raise InputError(
             "whitened images (ZCA) cannot be labelled",

@@ -1,24 +1,27 @@
 """What a teacher thinks of images: cross-entropy to their classes, and the distance of their statistics.
 
-For a group of images of classes y, a teacher f and weights w (Yin et al., NeurIPS 2023, equation 7; Cui et al.,
-"Dataset Distillation via Committee Voting", 2025, for several teachers),
+For a group of images of classes y, teachers f_m and weights w_m (Yin et al., "Squeeze, Recover and Relabel", NeurIPS
+2023, for one; Cui et al., "Dataset Distillation via Committee Voting", 2025, for several),
 
     L = sum_m w_m ( mean CE(f_m(x), y) + r R_m(x) ),
 
-where w_m multiplies both terms and R_m is not made comparable between networks, as in the released code. The sum runs
-over all teachers in every step, or over one teacher a step, in turn (`turns`: Cui et al., FADRM, NeurIPS 2025).
+where w_m multiplies both terms and R_m (distill/recovery/statistics.py) is not made comparable between networks, as in
+the released code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.cache.networks import Network
-from distill.recovery.statistics import distance, listen, targets_of
+from distill.contracts import Preprocessing
+from distill.errors import NonFiniteError
+from distill.labels.ensemble import between
+from distill.recovery.statistics import Targets, distance, listen
 
 
 class Judge:
@@ -26,41 +29,54 @@ class Judge:
 
     Args:
         network: the teacher.
+        name: for messages.
+        preprocessing: of the images that it is shown.
         device: where.
-        statistics: r, the weight of R.
-        classwise: mean and variance (C, D) of each layer's input by class, None for those of the running statistics.
+        statistics: r.
+        classwise: mean and variance (C, D) of each batch norm's input by class; None: the running statistics.
     """
 
     def __init__(
         self,
         network: Network,
-        device: torch.device,
+        name: str,
         *,
+        preprocessing: Preprocessing,
+        device: torch.device,
         statistics: float,
-        classwise: Sequence[tuple[Tensor, Tensor]] | None = None,
+        classwise: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
+        self.name = name
         self.module = network.module(device)
-        self.weight = statistics
-        self.targets = targets_of(self.module) if classwise is None else list(classwise)
+        self.way = between(preprocessing, network.preprocessing, device)
+        self.statistics = statistics
+        self.heard, targets = listen(self.module)
+        self.targets: Targets = targets if classwise is None else {key: classwise[key] for key in targets}
         self.classwise = classwise is not None
-        self.moments = listen(self.module)
 
     def loss(self, images: Tensor, labels: Tensor, *, groups: int) -> Tensor:
-        """L of each group, float32 (G,).
+        """L of each group for this teacher alone, float32 (G,).
 
         Args:
             images: (G * B, Ch, H, W), group by group.
-            labels: int64 (G * B,); of one class a group, where statistics are those of classes.
+            labels: int64 (G * B,); of one class a group, where the statistics are those of classes.
             groups: G.
         """
-        self.moments.groups = groups
-        self.moments.found.clear()
-        logits = self.module(images)
+        self.heard.groups = groups
+        logits = self.module(self.way(images))
         entropy = F.cross_entropy(logits.float(), labels, reduction="none").view(groups, -1).mean(dim=1)
-        if self.weight == 0:
+        if self.statistics == 0:
             return entropy
         targets = self.targets
         if self.classwise:
             own = labels.view(groups, -1)[:, 0]
-            targets = [(mean[own], var[own]) for mean, var in targets]
-        return entropy + self.weight * distance(self.moments, targets)
+            targets = {name: (mean[own], var[own]) for name, (mean, var) in targets.items()}
+        return entropy + self.statistics * distance(self.heard, targets)
+
+    def refuse_non_finite(self, losses: Tensor) -> None:
+        """Raise NonFiniteError, naming the teacher, where a loss is NaN or infinite."""
+        if not bool(torch.isfinite(losses).all()):
+            raise NonFiniteError(
+                f"the teacher {self.name} gave NaN or infinite losses on the images it is to judge",
+                fix="lower lr or statistics, check the teacher's training, or leave it out",
+            )

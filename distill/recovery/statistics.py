@@ -6,8 +6,8 @@ all pixels,
     R = sum_l a_l ( ||mean_l - RM_l||_2 + ||var_l - RV_l||_2 ),
 
 with the running mean RM and variance RV of the layer, a_1 = 10 for the first layer and 1 for the others, variances
-biased, norms not squared (Yin et al., "Dreaming to Distill", CVPR 2020, equation 4, as Yin et al., "Squeeze, Recover and
-Relabel", NeurIPS 2023, use it). The targets may be those of one class (Xiao and He, NeurIPS 2024).
+biased, norms not squared (Yin et al., "Dreaming to Distill", CVPR 2020, as Yin et al., "Squeeze, Recover and Relabel",
+NeurIPS 2023, use it). The targets may be those of one class (Xiao and He, NeurIPS 2024).
 
 Released codes take the statistics in hooks that copy every activation, and of one group at a time. Here each batch norm
 is a module that normalises and takes the statistics of G groups in one pass, with its backward written out, so that
@@ -32,16 +32,16 @@ FIRST_LAYER = 10.0  # a_1
 
 
 @dataclass(eq=False)
-class Moments:
-    """What the batch norms of one network find in one forward pass, in the order in which they are computed.
+class Heard:
+    """What the batch norms of one network find in one forward pass.
 
     Args:
         groups: G; the batch holds them one after the other, as many images each.
-        found: mean and variance (G, D) of each layer.
+        moments: mean and variance (G, D) of each layer, by its name.
     """
 
     groups: int = 1
-    found: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class ListeningNorm(nn.Module):
@@ -49,13 +49,14 @@ class ListeningNorm(nn.Module):
 
     Args:
         norm: the batch norm; its running statistics and affine parameters are used as they are.
-        moments: where it says it.
+        name: of the layer.
+        heard: where it says it.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, norm: nn.BatchNorm2d, moments: Moments) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, name: str, heard: Heard) -> None:
         super().__init__()
         assert norm.running_mean is not None and norm.running_var is not None
         weight = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight.detach()
@@ -63,12 +64,12 @@ class ListeningNorm(nn.Module):
         scale = weight * (norm.running_var + norm.eps).rsqrt()
         self.register_buffer("scale", scale)
         self.register_buffer("shift", bias - norm.running_mean * scale)
-        self.moments = moments
+        self.name, self.heard = name, heard
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, H, W); B = groups * images of a group."""
-        y, mean, var = _Listen.apply(x, self.scale, self.shift, self.moments.groups)
-        self.moments.found.append((mean, var))
+        y, mean, var = _Listen.apply(x, self.scale, self.shift, self.heard.groups)
+        self.heard.moments[self.name] = (mean, var)
         return y
 
 
@@ -80,14 +81,14 @@ class _Listen(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         flat = _by_group(x, groups)  # (G, n, D)
-        wide = flat.float()
-        mean = wide.mean(dim=1, keepdim=True)
-        centred = wide - mean
+        wide = flat.to(scale.dtype)  # float32 where autocast computes in less
+        mean = wide.mean(dim=1)
+        centred = wide - mean[:, None]
         var = (centred * centred).mean(dim=1)
         ctx.save_for_backward(flat, mean, scale)
         ctx.shape = x.shape
-        y = torch.addcmul(shift.to(x.dtype), flat, scale.to(x.dtype))
-        return _as_images(y, x.shape), mean[:, 0], var
+        y = torch.addcmul(_of_channels(shift, x), x, _of_channels(scale, x))
+        return y, mean, var
 
     @staticmethod
     @once_differentiable
@@ -95,10 +96,15 @@ class _Listen(torch.autograd.Function):
         flat, mean, scale = ctx.saved_tensors
         count = flat.shape[1]
         slope = (2 / count) * to_var[:, None]  # (G, 1, D)
-        constant = to_mean[:, None] / count - slope * mean
+        constant = to_mean[:, None] / count - slope * mean[:, None]
         g = _by_group(to_y, len(flat))
         found = torch.addcmul(constant.to(g.dtype), flat, slope.to(g.dtype)).addcmul_(g, scale.to(g.dtype))
         return _as_images(found, ctx.shape), None, None, None
+
+
+def _of_channels(values: Tensor, x: Tensor) -> Tensor:
+    """(D,) -> (1, D, 1, 1), in the numbers of x."""
+    return values.to(x.dtype)[None, :, None, None]
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
@@ -112,35 +118,35 @@ def _as_images(flat: Tensor, shape: torch.Size) -> Tensor:
     return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def listen(module: nn.Module) -> Moments:
-    """Put listening batch norms, in place, where a frozen network has batch norms."""
-    moments = Moments()
+Targets = dict[str, tuple[Tensor, Tensor]]
+
+
+def listen(module: nn.Module) -> tuple[Heard, Targets]:
+    """Put listening batch norms, in place, where a frozen network has batch norms.
+
+    Returns:
+        What they will hear, and the running mean and variance (1, D) of each, by name, in the network's order.
+    """
+    heard, targets = Heard(), {}
     for name, part in list(module.named_modules()):
         if isinstance(part, nn.BatchNorm2d):
-            module.set_submodule(name, ListeningNorm(part, moments))
-    return moments
+            assert part.running_mean is not None and part.running_var is not None
+            targets[name] = (part.running_mean[None].clone(), part.running_var[None].clone())
+            module.set_submodule(name, ListeningNorm(part, name, heard))
+    return heard, targets
 
 
-def targets_of(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Running mean and variance (1, D) of a network's batch norms, in the order of their names."""
-    return [
-        (part.running_mean[None].clone(), part.running_var[None].clone())
-        for part in module.modules()
-        if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None and part.running_var is not None
-    ]
-
-
-def distance(moments: Moments, targets: list[tuple[Tensor, Tensor]]) -> Tensor:
+def distance(heard: Heard, targets: Targets) -> Tensor:
     """R of each group, float32 (G,).
 
     Args:
-        moments: of one forward pass.
-        targets: mean and variance (1, D) or (G, D) of each layer.
+        heard: in one forward pass.
+        targets: mean and variance, (1, D) or (G, D), of each layer; the first is the one of weight a_1.
     """
-    total = torch.zeros(moments.groups, device=targets[0][0].device)
-    for place, ((mean, var), (wanted_mean, wanted_var)) in enumerate(
-        zip(moments.found, targets, strict=True)
-    ):
+    total: Tensor | int = 0
+    for place, (name, (wanted_mean, wanted_var)) in enumerate(targets.items()):
+        mean, var = heard.moments[name]
         weight = FIRST_LAYER if place == 0 else 1.0
         total = total + weight * ((mean - wanted_mean).norm(dim=1) + (var - wanted_var).norm(dim=1))
+    assert isinstance(total, Tensor), "a network with batch norm"
     return total

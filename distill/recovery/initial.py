@@ -1,0 +1,152 @@
+"""Where recovery begins: noise, real images, or mosaics of crops that teachers find easy or middling.
+
+Crops are those of Sun et al., "On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation
+Paradigm" (RDED), CVPR 2024: of every candidate image several random square crops, of which the one that teachers take
+for the class most surely is kept; of these, the surest of the class (`easiest`), or those in the middle of the ranking
+(`middle`: Shen et al., DELT, CVPR 2025); factor^2 of them make one image. The released code pads a small crop to the
+image's size before teachers see it; here it is enlarged to it, which is what teachers were trained on, and made small
+for the mosaic only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.augment import Views, apply_views
+from distill.contracts import Context, Preprocessing, Source
+from distill.errors import InputError
+from distill.labels.ensemble import Labellers
+from distill.randomness import counter_uniform, derive_seed
+from distill.selection import by_class, random_pick
+from distill.training.batches import DeviceImages
+from distill.training.job import Pool
+
+_BLOCK = 256  # crops a forward pass
+
+
+@dataclass(frozen=True)
+class CropSearch:
+    """How crops are looked for.
+
+    Args:
+        middle: whether those of middle difficulty are wanted, and not the easiest.
+        factor: crops along a side of a mosaic.
+        candidates: images a class that are looked at; all where a class has fewer.
+        crops: of each.
+        crop_scale: the least area of a crop, as a share of the image's.
+    """
+
+    middle: bool
+    factor: int
+    candidates: int
+    crops: int
+    crop_scale: float
+
+
+def mosaics(ctx: Context, source: Source, teachers: Labellers, budget: np.ndarray, how: CropSearch) -> Tensor:
+    """Images (N, Ch, H, W) as networks take them, class by class, on the device.
+
+    Args:
+        ctx: its device, seed and progress.
+        source: whose train split crops come from.
+        teachers: who judge.
+        budget: images of each class, (C,).
+        how: which crops.
+
+    Raises:
+        InputError: a class has too few images for so many crops, or mosaics do not divide the image.
+    """
+    _, height, width = source.image_shape
+    if height % how.factor or width % how.factor:
+        raise InputError(
+            f"images of {height} x {width} px cannot be made of {how.factor} x {how.factor} crops",
+            fix="set factor: 1, or data.resize to a multiple of factor",
+        )
+    labels = source.train.labels.numpy()
+    made = []
+    with ctx.progress.task("look for crops", total=len(budget), unit="class") as task:
+        classes = by_class(np.arange(len(labels)), labels, len(source.classes))
+        for number, (samples, count) in enumerate(zip(classes, budget, strict=True)):
+            wanted = int(count) * how.factor**2
+            if len(samples) < wanted:
+                raise InputError(
+                    f"class {source.classes[number]} has too few images to make {count} of",
+                    found=f"{len(samples)} images",
+                    allowed=f"{wanted} or more, ipc times factor^2",
+                    fix="lower ipc or factor, or begin with real images (init: real)",
+                )
+            looked_at = max(how.candidates, wanted)
+            chosen = random_pick(samples, looked_at, seed=ctx.derive("crops"), name=number)
+            crops = _best_crops(ctx, source, teachers, chosen, number, wanted, how)
+            made.append(_tiled(crops, how.factor))
+            task.advance(1)
+    return torch.cat(made)
+
+
+def _best_crops(
+    ctx: Context,
+    source: Source,
+    teachers: Labellers,
+    samples: np.ndarray,
+    label: int,
+    wanted: int,
+    how: CropSearch,
+) -> Tensor:
+    """The wanted crops of one class, enlarged to whole images (wanted, Ch, H, W); the surest first."""
+    pool = Pool(source.train.images, source.train.labels, Preprocessing(source.mean, source.std))
+    chosen = torch.from_numpy(samples)
+    images = DeviceImages(pool, ctx.device, chosen=chosen)
+    crops = _draw_crops(chosen.to(ctx.device), how, seed=ctx.derive("crops", "places"))  # (n, crops, 4)
+    places = torch.arange(len(samples) * how.crops, device=ctx.device)
+    losses = torch.cat(
+        [
+            _losses(
+                teachers, _cut(images, part // how.crops, crops[part // how.crops, part % how.crops]), label
+            )
+            for part in places.split(_BLOCK)
+        ]
+    ).view(len(samples), how.crops)
+    best, which = losses.min(dim=1)
+    order = best.argsort(stable=True)
+    if how.middle:
+        start = (len(order) - wanted) // 2
+        order = order[start : start + wanted]
+    order = order[:wanted]
+    return _cut(images, order, crops[order, which[order]])
+
+
+def _draw_crops(samples: Tensor, how: CropSearch, *, seed: int) -> Tensor:
+    """Square crops (n, crops, 4) of the samples, as shares of the sides; of each sample always the same."""
+    found = []
+    for number in range(how.crops):
+        stream = derive_seed(seed, number)
+        area, top, left = (counter_uniform(stream, 0, samples, draw) for draw in range(3))
+        side = (how.crop_scale + (1 - how.crop_scale) * area).sqrt()
+        found.append(torch.stack([top * (1 - side), left * (1 - side), side, side], dim=1))
+    return torch.stack(found, dim=1)
+
+
+def _cut(images: DeviceImages, rows: Tensor, crops: Tensor) -> Tensor:
+    return apply_views(images.gather(rows), Views(crop=crops))
+
+
+def _losses(teachers: Labellers, images: Tensor, label: int) -> Tensor:
+    """Cross-entropy of each image (B,)."""
+    logits = teachers.logits(images)
+    return F.cross_entropy(logits, torch.full((len(images),), label, device=images.device), reduction="none")
+
+
+def _tiled(crops: Tensor, factor: int) -> Tensor:
+    """(n * factor^2, Ch, H, W) -> (n, Ch, H, W): crop q * n + k is quadrant q of image k."""
+    if factor == 1:
+        return crops
+    small = F.interpolate(crops, scale_factor=1 / factor, mode="area")
+    parts: Sequence[Tensor] = small.chunk(factor**2)
+    rows = [torch.cat(list(parts[q * factor : (q + 1) * factor]), dim=3) for q in range(factor)]
+    return torch.cat(rows, dim=2)
