@@ -37,7 +37,7 @@ class Ensemble:
         weights: one each, sum 1.
         temperature: T of the labels.
         combine, batch_norm: see the head of the file.
-        micro_batch: images that one batch norm sees; None is the whole batch.
+        micro_batches: parts of a batch, each of which is a batch to batch norm.
         preprocessing: of the images that are labelled; that of a teacher may be another.
     """
 
@@ -47,7 +47,7 @@ class Ensemble:
     preprocessing: Preprocessing
     combine: Combine = "logits"
     batch_norm: BatchNormMode = "running"
-    micro_batch: int | None = None
+    micro_batches: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,8 +83,8 @@ class Labellers:
         Raises:
             NonFiniteError: a teacher's are NaN or infinite; the error names it.
         """
-        size = self.ensemble.micro_batch or len(images)
-        return torch.cat([self._micro_batch(part) for part in images.split(size)]).half().float()
+        parts = images.chunk(self.ensemble.micro_batches)
+        return torch.cat([self._micro_batch(part) for part in parts]).half().float()
 
     def _micro_batch(self, images: Tensor) -> Tensor:
         temperature, total = self.ensemble.temperature, None

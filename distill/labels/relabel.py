@@ -11,20 +11,84 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from distill.contracts import Context, DistilledSet, SoftLabels
+from distill.errors import InputError
 from distill.files import disk_errors, write_bytes_atomically
-from distill.labels.codecs import KEPT, CodecConfig, encode
+from distill.labels.calibration import Calibration
+from distill.labels.codecs import CODECS, KEPT, CodecConfig, encode
+from distill.labels.ensemble import BatchNormMode, Combine
 from distill.labels.view_labels import VIEWS, OnlineLabels, plan_attributes
 from distill.training.batches import DeviceImages, PlannedViews
-from distill.training.job import Pool
+from distill.training.config import LOGIT_LOSSES, Strict, TrainConfig
+from distill.training.job import Pool, ViewPlan
 
 _SAVE_SECONDS = 20.0
+
+
+class Relabelling(Strict):
+    """Options of relabelling; which views there are follows from the recipe's `train`.
+
+    `passes` over the images are labelled, as many as the students' epochs if left out; with fewer, students draw
+    batches from them. `labels: online` stores none: the teachers are asked again as students train. `batch_norm: batch`
+    normalises by the (micro-)batch at hand. `calibration` drops and softens labels by the teachers' certainty.
+    """
+
+    passes: Annotated[int, Field(ge=1)] | None = None
+    labels: Literal["stored", "online"] = "stored"
+    codec: CodecConfig = CodecConfig()
+    combine: Combine = "logits"
+    batch_norm: BatchNormMode = "running"
+    calibration: Calibration | None = None
+
+    def check(self, train: TrainConfig, *, classes: int) -> None:
+        """Raise InputError where students of `train` cannot learn from such labels of C classes."""
+        if self.labels == "online":
+            if self.codec != CodecConfig():
+                raise InputError(
+                    "online labels are not stored, so that a codec has nothing to do",
+                    where="codec",
+                    found=self.codec.name,
+                    fix="leave codec out, or set labels: stored",
+                )
+        else:
+            self.codec.check(classes)
+            if train.loss in LOGIT_LOSSES and not CODECS[self.codec.name].holds_logits:
+                raise InputError(
+                    f"the loss {train.loss} compares logits, and codec {self.codec.name} stores probabilities",
+                    where="train.loss",
+                    found=train.loss,
+                    allowed="cross_entropy or kl; or codec full, topk or quantised",
+                    fix="change train.loss or the codec",
+                )
+        if self.calibration is not None and train.mix not in ("none", "selfmix"):
+            raise InputError(
+                "views that are mixed with other images have no class of their own to be calibrated by",
+                where="calibration",
+                found=f"train.mix: {train.mix}",
+                allowed="mix: none or selfmix",
+                fix="change train.mix, or leave calibration out",
+            )
+
+    def plan(self, train: TrainConfig, *, seed: int) -> ViewPlan:
+        """The views that students of `train` will see."""
+        return ViewPlan(
+            seed=seed,
+            epochs=min(self.passes or train.epochs, train.epochs),
+            batch_size=train.batch_size,
+            augment=train.augment,
+            crop_scale=train.crop_scale,
+            mix=train.mix,
+            mix_alpha=train.mix_alpha,
+        )
+
+
 _WHOLE_BYTES = 1 << 30  # labels up to this many bytes leave their files and live in memory
 
 
