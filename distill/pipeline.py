@@ -26,6 +26,7 @@ from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import Evaluation, SetBytes, from_report
 from distill.files import disk_errors
+from distill.labels.labelling import view_labels
 from distill.portable import refuse_absent_files, without_paths
 from distill.progress import open_progress
 from distill.recipe import Recipe, as_dict, load_recipe, make_recipe, merged_yaml
@@ -177,6 +178,19 @@ class Workshop:
     def device(self) -> torch.device:
         return self.engine.device
 
+    def context(self, scratch: Path) -> Context:
+        """What a method may use, with a folder of its own."""
+        return Context(
+            seed=self.recipe.seed,
+            device=self.device,
+            cache=self.cache,
+            engine=self.engine,
+            costs=self.costs,
+            progress=self.progress,
+            train=self.recipe.train,
+            scratch=scratch,
+        )
+
 
 @contextmanager
 def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterator[Workshop]:
@@ -250,16 +264,7 @@ def _run_steps(
         scratch = folder.scratch(number)
         with disk_errors(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
-        ctx = Context(
-            seed=shop.recipe.seed,
-            device=shop.device,
-            cache=shop.cache,
-            engine=shop.engine,
-            costs=shop.costs,
-            progress=shop.progress,
-            train=shop.recipe.train,
-            scratch=scratch,
-        )
+        ctx = shop.context(scratch)
         hits = shop.cache.hits
         with shop.costs.stage(title), step_named(number, step):
             result = step.run(ctx, source, result)
@@ -403,6 +408,8 @@ def _evaluate(
     )
     summary = summarise(path, verify=False)
     with shop.costs.stage("evaluate"):
+        # Labelling has nothing of its own to keep: teachers are the cache's.
+        views = view_labels(shop.context(shop.cache.folder), source.without_test(), distilled)
         results, paired = compare(
             distilled,
             source,
@@ -415,6 +422,7 @@ def _evaluate(
                 identity=f"{summary['content_sha256']} on {source.test.fingerprint}",
                 costs=shop.costs,
             ),
+            views=views,
         )
     sizes = summary["bytes"]
     evaluation = Evaluation(

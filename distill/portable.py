@@ -75,6 +75,17 @@ def without_paths(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
+def plain_without_paths(config: Strict) -> dict[str, Any]:
+    """A configuration as plain data, without paths; the sha256 of a file stands for its path, as in a recipe."""
+    plain = config.model_dump(mode="json")
+    for place in _below(config, ()):
+        holder = at(plain, place.path[:-1])
+        del holder[place.path[-1]]
+        if place.mark.sha256 is not None and place.value is not None and place.sha256 is None:
+            holder[place.mark.sha256] = _sha256(Path(place.value), where=key_path(place.path))
+    return plain
+
+
 def at(plain: Any, path: KeyPath) -> Any:
     """What stands at a key path of plain data."""
     for part in path:

@@ -132,7 +132,7 @@ DataField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_data), WithJs
 StudentField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_student), WithJsonSchema({})]
 StepField = Annotated[SerializeAsAny[Step], PlainValidator(_read_step), WithJsonSchema({})]
 Control = Literal["random", "full"]
-Regime = Literal["hard", "soft"]
+Regime = Literal["hard", "soft", "teacher"]
 
 
 def _default_students() -> tuple[Strict, ...]:

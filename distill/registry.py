@@ -86,6 +86,11 @@ METHODS: dict[str, Entry] = {
                 "distill.distillers.trajectory:TrajectoryMatching",
                 "images learned by matching the trajectories of experts",
             ),
+            (
+                "committee",
+                "distill.distillers.committee:Committee",
+                "images recovered from, and labelled by, several teachers that vote",
+            ),
         ],
     ),
 }

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 
 from distill.contracts import (
+    Context,
     DistilledSet,
     Estimate,
     Method,
@@ -254,3 +255,16 @@ def materialise(selection: Selection, source: Source, train: TrainConfig) -> Dis
         train=train,
         selection=selection,
     )
+
+
+def images_before(
+    method: Distiller, ctx: Context, source: Source, previous: DistilledSet | Selection | None
+) -> DistilledSet:
+    """The images that a distiller begins with, as a set: those of the step before, or random ones of its budget."""
+    if isinstance(previous, DistilledSet):
+        return previous
+    if previous is None:
+        chosen = random_subset(source, method.budget(source), seed=ctx.derive("images"))
+        ones = np.ones(len(chosen), dtype=np.float32)
+        previous = Selection(chosen, ones, np.zeros_like(ones), {"score": "none, always 0"})
+    return materialise(previous, source, ctx.train)

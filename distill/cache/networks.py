@@ -52,6 +52,10 @@ class Network:
     dynamics: Dynamics | None = None
     kept: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a network is, without what follows from it and was computed meanwhile."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
     def checkpoints(self) -> list[Network]:
         """The network after each of the epochs that were kept, the earliest first."""
         return [replace(self, state=self.kept[epoch], dynamics=None, kept={}) for epoch in sorted(self.kept)]

@@ -1,12 +1,14 @@
-"""Real images, each with one soft label from an early-stopped teacher.
+"""Real or given images, with soft labels from a teacher: one label an image, or one of every view.
 
-The label of image x is the teacher's logits z(x) on the image as it is; a student learns softmax(z(x) / T).
-
-Source: Qin et al., "A Label is Worth a Thousand Images in Dataset Distillation", NeurIPS 2024, section 3: with one
-soft label an image, and a teacher stopped early (the fewer images, the earlier), random real images match or beat
-synthesised ones. The released code's `--temp` multiplies the logits by T, that is, uses 1/T; here T divides, as
-written in the paper. The paper tunes the teacher's epochs for each budget; here they are the recipe's
+Without `views` the label of image x is the teacher's logits z(x) on the image as it is; a student learns
+softmax(z(x) / T). Source: Qin et al., "A Label is Worth a Thousand Images in Dataset Distillation", NeurIPS 2024,
+section 3: with one soft label an image, and a teacher stopped early (the fewer images, the earlier), random real images
+match or beat synthesised ones. The released code's `--temp` multiplies the logits by T, that is, uses 1/T; here T
+divides, as written in the paper. The paper tunes the teacher's epochs for each budget; here they are the recipe's
 `teacher.train.epochs`.
+
+With `views` the teacher labels every view that students will see (Shen and Xing, "A Fast Knowledge Distillation
+Framework for Visual Recognition", ECCV 2022): distill/labels/relabel.py.
 """
 
 from __future__ import annotations
@@ -29,8 +31,11 @@ from distill.contracts import (
     Training,
 )
 from distill.labels.codecs import encode
+from distill.labels.labelling import with_labels
+from distill.labels.pool import PoolTeacher
+from distill.labels.relabel import Relabelling
 from distill.models import describe
-from distill.selection import Distiller, ImagesConfig, materialise, random_subset
+from distill.selection import Distiller, ImagesConfig, images_before
 from distill.training.config import Positive
 
 
@@ -44,11 +49,13 @@ class SoftLabel(Distiller):
     class Config(ImagesConfig):
         """Options.
 
-        `ipc` random images a class are labelled; without it, the images of the step before.
+        `ipc` random images a class are labelled; without it, the images of the step before. `views` labels every view
+        that students see, and not the images as they are.
         """
 
         teacher: TeacherConfig = TeacherConfig()
         temperature: Positive = 1.0
+        views: Relabelling | None = None
 
     config: Config
 
@@ -58,35 +65,41 @@ class SoftLabel(Distiller):
         return Estimate(images=images, trainings=(Training(teacher.model, teacher.train, train),))
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
-        plain = self._images(ctx, source, previous)
-        teacher = train_teacher(ctx, source, self.config.teacher, name="teacher")
+        asked = self.config
+        if asked.views is not None:
+            asked.views.check(ctx.train, classes=len(source.classes))
+        plain = images_before(self, ctx, source, previous)
+        teacher = train_teacher(ctx, source, asked.teacher, name="teacher")
         logits = _label(plain, teacher, ctx.device)
         right = float((logits.argmax(axis=1) == plain.labels.numpy()).mean())
         ctx.progress.note(
             f"the teacher gives the true class to {right:.1%} of {len(plain)} images", right=right
         )
+        facts = {
+            "teacher_epochs": asked.teacher.train.epochs,
+            "teacher_valid_accuracy": teacher.facts["valid_accuracy"],
+        }
+        if asked.views is not None:
+            pooled = PoolTeacher(model=asked.teacher.model, train=asked.teacher.train)
+            return with_labels(
+                ctx,
+                plain,
+                [pooled],
+                [teacher],
+                [1.0],
+                asked.views,
+                temperature=asked.temperature,
+                attributes=facts,
+            )
         soft = encode(
             logits[None],
             codec="full",
-            temperature=self.config.temperature,
+            temperature=asked.temperature,
             teacher=describe(teacher.model),
-            teacher_epochs=self.config.teacher.train.epochs,
-            teacher_valid_accuracy=teacher.facts["valid_accuracy"],
+            **facts,
         )
-        train = plain.train.model_copy(update={"temperature": self.config.temperature})
+        train = plain.train.model_copy(update={"temperature": asked.temperature})
         return replace(plain, soft=soft, train=train)
-
-    def _images(
-        self, ctx: Context, source: Source, previous: DistilledSet | Selection | None
-    ) -> DistilledSet:
-        """The images to label: those of the step before, or random ones."""
-        if isinstance(previous, DistilledSet):
-            return previous
-        if previous is None:
-            chosen = random_subset(source, self.budget(source), seed=ctx.derive("images"))
-            ones = np.ones(len(chosen), dtype=np.float32)
-            previous = Selection(chosen, ones, np.zeros_like(ones), {"score": "none, always 0"})
-        return materialise(previous, source, ctx.train)
 
 
 def _label(plain: DistilledSet, teacher: Network, device: torch.device) -> np.ndarray:

@@ -8,19 +8,19 @@ luck of the draw.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from distill.contracts import DistilledSet, Source
+from distill.contracts import DistilledSet, SoftLabels, Source
 from distill.errors import InputError
-from distill.labels.codecs import decode
+from distill.labels.codecs import ONLINE, decode
 from distill.randomness import derive_seed
 from distill.selection import class_counts, random_subset, source_counts
 from distill.training.config import TrainConfig
-from distill.training.job import Pool
+from distill.training.job import Pool, ViewLabels, ViewPlan
 from distill.yaml_lines import quoted
 
 
@@ -30,7 +30,7 @@ class Arm:
 
     Args:
         name: `set`, `random` or `full`.
-        regime: `hard` or `soft`.
+        regime: `hard`, `soft` or `teacher`.
         pool: images and targets.
         config: training, with the arm's epochs.
         indices: one int64 (n,) a seed, or None where every seed trains on the whole pool.
@@ -56,6 +56,7 @@ def build_arms(
     full_epochs: int | None,
     seed: int,
     seeds: int,
+    views: ViewLabels | None = None,
 ) -> list[Arm]:
     """The set in its regimes, then its controls.
 
@@ -68,12 +69,13 @@ def build_arms(
             epoch.
         seed: the root of the random subsets.
         seeds: how many there are.
+        views: labels of the set's views, None where it has none.
 
     Raises:
         InputError: a regime that the set has no labels for, or a class too small for a random control.
     """
     _refuse_other_classes(distilled, source)
-    arms = [_set_arm(distilled, regime) for regime in _regimes(distilled, regimes)]
+    arms = [_set_arm(distilled, regime, views) for regime in _regimes(distilled, regimes)]
     real = Pool(source.train.images, source.train.labels, distilled.preprocessing)
     config = distilled.train
     if "random" in against:
@@ -105,7 +107,7 @@ def _refuse_other_classes(distilled: DistilledSet, source: Source) -> None:
 
 
 def _regimes(distilled: DistilledSet, asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    has: tuple[str, ...] = ("hard",) if distilled.soft is None else ("hard", "soft")
+    has = ("hard",) if distilled.soft is None else ("hard", _soft_regime(distilled.soft))
     for regime in asked or ():
         if regime not in has:
             raise InputError(
@@ -117,18 +119,39 @@ def _regimes(distilled: DistilledSet, asked: tuple[str, ...] | None) -> tuple[st
     return tuple(dict.fromkeys(asked or has))
 
 
-def _set_arm(distilled: DistilledSet, regime: str) -> Arm:
-    targets: Tensor = distilled.labels
-    if regime == "soft":
-        assert distilled.soft is not None
-        logits = decode(distilled.soft)  # (V, N, C)
-        if len(logits) != 1:
+def _soft_regime(soft: SoftLabels) -> str:
+    """`soft` where labels are stored, `teacher` where the set's teachers are asked."""
+    return "teacher" if soft.codec == ONLINE else "soft"
+
+
+def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> Arm:
+    plain = Pool(distilled.images, distilled.labels, distilled.preprocessing)
+    if regime == "hard":
+        return Arm("set", regime, plain, distilled.train)
+    if views is not None:
+        _refuse_other_views(distilled.train, views.plan)
+        return Arm("set", regime, replace(plain, views=views), distilled.train)
+    assert distilled.soft is not None
+    logits = decode(distilled.soft)  # (V, N, C)
+    if len(logits) != 1:
+        raise InputError(
+            f"the set stores {len(logits)} labels an image and not of which views they are",
+            fix="evaluate in the regime hard",
+        )
+    return Arm("set", regime, replace(plain, targets=torch.as_tensor(logits[0])), distilled.train)
+
+
+def _refuse_other_views(train: TrainConfig, plan: ViewPlan) -> None:
+    """Labels belong to the views that were labelled: students must look at the images in the same way."""
+    for name in ("batch_size", "augment", "crop_scale", "mix", "mix_alpha"):
+        if getattr(train, name) != getattr(plan, name):
             raise InputError(
-                f"the set stores labels of {len(logits)} views, and students here see one label an image",
-                fix="evaluate in the regime hard",
+                "the set's labels belong to other views than its students would see",
+                where=f"train.{name}",
+                found=str(getattr(train, name)),
+                allowed=str(getattr(plan, name)),
+                fix="leave it as the set has it, or evaluate in the regime hard",
             )
-        targets = torch.as_tensor(logits[0])
-    return Arm("set", regime, Pool(distilled.images, targets, distilled.preprocessing), distilled.train)
 
 
 def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: int) -> tuple[Tensor, ...]:

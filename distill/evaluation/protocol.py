@@ -20,7 +20,7 @@ from distill.models import describe
 from distill.randomness import derive_seed
 from distill.training.config import Strict
 from distill.training.engine import Engine
-from distill.training.job import Job, Pool, Trained
+from distill.training.job import Job, Pool, Trained, ViewLabels
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,15 @@ def evaluate(
     engine: Engine,
     progress: Progress,
     ledger: Ledger,
+    views: ViewLabels | None = None,
 ) -> tuple[tuple[ArmResult, ...], tuple[PairedDifference, ...]]:
     """Train and test every student of every arm.
+
+    Args:
+        distilled, source, protocol: what is compared, and how.
+        engine, progress: who trains, and who is told.
+        ledger: what is known already.
+        views: labels of the set's views, None where it has none.
 
     Returns:
         One result an arm, regime and student; and the paired differences, the set's own first.
@@ -108,6 +115,7 @@ def evaluate(
         full_epochs=protocol.full_epochs,
         seed=protocol.seed,
         seeds=protocol.seeds,
+        views=views,
     )
     test = Pool(source.test.images, source.test.labels, distilled.preprocessing)
     students = tuple(dict.fromkeys(protocol.students))

@@ -20,6 +20,7 @@ from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError, InputError, NonFiniteError
 from distill.labels import logit_codecs, probability_codecs
 from distill.labels.codec import CODECS, Codec, register
+from distill.randomness import counter_permutation, derive_seed
 from distill.registry import nearest
 from distill.training.config import Strict
 
@@ -27,6 +28,12 @@ __all__ = ["CODECS", "Codec", "CodecConfig", "check", "decode", "encode", "label
 
 # Beside a codec's own arrays: uint8 (V, N), 1 where a view is learned from, 0 where calibration drops it.
 KEPT = "kept"
+
+# The attribute that holds the plan of the labelled views; without it labels are of images as they are.
+VIEWS = "views"
+
+# In the place of a codec's name: no labels are stored, the teachers are asked as students train.
+ONLINE = "online"
 
 CodecName = Literal["full", "topk", "quantised", "marginal_smoothing", "marginal_renormalised"]
 assert {logit_codecs, probability_codecs}  # imported for the codecs that they register
@@ -114,6 +121,11 @@ def encode(
     return SoftLabels(codec, _codec(codec).encode(values, facts), facts)
 
 
+def view_order(seed: int, view: int, images: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Which image each row of label set `view` belongs to, under a plan of this seed: int64 (N,)."""
+    return counter_permutation(derive_seed(seed, "order"), view, images, device=device)
+
+
 def decode(soft: SoftLabels) -> Tensor:
     """float32 logits (V, N, C) of stored labels, on the CPU."""
     return _codec(soft.codec).decode(soft)
@@ -125,13 +137,30 @@ def decode_rows(soft: SoftLabels, view: int, rows: slice) -> Tensor:
     return _codec(soft.codec).decode(SoftLabels(soft.codec, arrays, soft.attributes))[0]
 
 
-def probabilities(soft: SoftLabels) -> Tensor:
-    """float32 (N, C): softmax(logits / stored temperature), the mean over the V label sets."""
-    logits = decode(soft)
-    total = torch.zeros(logits.shape[1:])
-    for view in logits:
-        total += (view / soft.attributes["temperature"]).softmax(dim=1)
-    return total / len(logits)
+def probabilities(soft: SoftLabels, *, passes: int | None = None) -> Tensor:
+    """float32 (N, C): softmax(logits / stored temperature), the mean over the V label sets, or the first `passes`.
+
+    Labels of views lie in the order in which students see them; here each image has its own. Under mixing a view's
+    label tells of two images, and so does the mean.
+    """
+    any_array = next(array for name, array in soft.arrays.items() if name != KEPT)
+    images = any_array.shape[1]
+    plan = soft.attributes.get(VIEWS)
+    count = min(len(any_array), passes or len(any_array))
+    total: Tensor | None = None
+    for view in range(count):
+        found = (decode_rows(soft, view, slice(None)) / soft.attributes["temperature"]).softmax(dim=1)
+        if total is None:
+            total = torch.zeros_like(found)
+        rows = torch.arange(images) if plan is None else view_order(plan["seed"], view, images)
+        total[rows] += found
+    assert total is not None, "a label set"
+    return total / count
+
+
+def is_stored(soft: SoftLabels | None) -> bool:
+    """Whether there are soft labels to be read."""
+    return soft is not None and soft.codec != ONLINE
 
 
 def label_bytes(soft: SoftLabels) -> int:
@@ -141,7 +170,7 @@ def label_bytes(soft: SoftLabels) -> int:
 
 def check(soft: SoftLabels, *, images: int, classes: int) -> None:
     """Raise DamagedDataError where `soft` cannot label `images` images of `classes` classes."""
-    if soft.codec not in CODECS:
+    if soft.codec not in CODECS and soft.codec != ONLINE:
         raise DamagedDataError(
             f"unknown soft-label codec {soft.codec!r}",
             allowed=", ".join(sorted(CODECS)),
@@ -152,12 +181,33 @@ def check(soft: SoftLabels, *, images: int, classes: int) -> None:
         raise DamagedDataError("soft labels lack a valid temperature", found=repr(temperature), allowed="> 0")
     if "teacher" not in soft.attributes:
         raise DamagedDataError("soft labels do not say which teacher gave them")
+    if soft.codec == ONLINE:
+        if soft.arrays:
+            raise DamagedDataError("online labels store nothing", found=", ".join(sorted(soft.arrays)))
+        return
     if KEPT in soft.arrays:
         _check_kept(soft.arrays[KEPT], images)
+        _check_passes(soft)
         soft = SoftLabels(
             soft.codec, {name: a for name, a in soft.arrays.items() if name != KEPT}, soft.attributes
         )
     CODECS[soft.codec].check(soft, images=images, classes=classes)
+    _check_passes(soft)
+
+
+def _check_passes(soft: SoftLabels) -> None:
+    """Labels of views have one label set a pass of their plan."""
+    plan = soft.attributes.get(VIEWS)
+    if plan is None:
+        return
+    passes = plan.get("epochs") if isinstance(plan, dict) else None
+    found = {len(array) for array in soft.arrays.values()}
+    if found != {passes}:
+        raise DamagedDataError(
+            "the labels do not match the plan of their views",
+            found=f"{', '.join(map(str, sorted(found)))} label sets",
+            allowed=f"{passes}, one a pass",
+        )
 
 
 def _check_kept(kept: np.ndarray, images: int) -> None:

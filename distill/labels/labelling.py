@@ -18,15 +18,14 @@ from distill.cache.networks import Network
 from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.errors import DamagedDataError, InputError
 from distill.labels.calibration import Calibration
+from distill.labels.codecs import ONLINE, VIEWS
 from distill.labels.ensemble import BatchNormMode, Combine, Ensemble, refuse_without_batch_norm
 from distill.labels.pool import PoolTeacher, open_pool
 from distill.labels.relabel import Relabelling, relabel
-from distill.labels.view_labels import VIEWS, OnlineLabels, StoredLabels, plan_attributes, plan_of
+from distill.labels.view_labels import OnlineLabels, StoredLabels, plan_attributes, plan_of
 from distill.models import describe
 from distill.portable import plain_without_paths
 from distill.training.job import ViewLabels
-
-ONLINE = "online"
 
 
 class _Told(BaseModel):

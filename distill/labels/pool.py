@@ -109,8 +109,12 @@ def refuse_other_order(ctx: Context, source: Source, network: Network) -> None:
     best, own = int(counts[rows, columns].sum()) / total, int(np.trace(counts)) / total
     if best <= 0.5 or best - own < _CLEARLY:
         return
-    moved = [(row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if row != column]
-    told = ", ".join(f"output {column} means {source.classes[row]!r}, class {row}" for row, column in moved[:3])
+    moved = [
+        (row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if row != column
+    ]
+    told = ", ".join(
+        f"output {column} means {source.classes[row]!r}, class {row}" for row, column in moved[:3]
+    )
     raise InputError(
         f"the classes of the teacher {describe(network.model)} stand in another order than the data's",
         found=f"{own:.1%} right as numbered, {best:.1%} in another order: {told}"

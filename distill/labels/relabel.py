@@ -22,9 +22,9 @@ from distill.contracts import Context, DistilledSet, SoftLabels
 from distill.errors import InputError
 from distill.files import disk_errors, write_bytes_atomically
 from distill.labels.calibration import Calibration
-from distill.labels.codecs import CODECS, KEPT, CodecConfig, encode
+from distill.labels.codecs import CODECS, KEPT, VIEWS, CodecConfig, encode
 from distill.labels.ensemble import BatchNormMode, Combine
-from distill.labels.view_labels import VIEWS, OnlineLabels, plan_attributes
+from distill.labels.view_labels import OnlineLabels, plan_attributes
 from distill.training.batches import DeviceImages, PlannedViews
 from distill.training.config import LOGIT_LOSSES, Strict, TrainConfig
 from distill.training.job import Pool, ViewPlan

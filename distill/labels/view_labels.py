@@ -15,12 +15,10 @@ from torch import Tensor
 from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError
 from distill.labels.calibration import Calibration
-from distill.labels.codecs import KEPT, decode_rows
+from distill.labels.codecs import KEPT, VIEWS, decode_rows
 from distill.labels.ensemble import Ensemble, Labellers
 from distill.training.config import Augment, Mixing
 from distill.training.job import ViewLabels, ViewPlan
-
-VIEWS = "views"  # the attribute of soft labels that holds their plan
 
 
 class _Plan(BaseModel):

@@ -11,8 +11,10 @@ from torch import Tensor
 from distill.contracts import DistilledSet
 from distill.evaluation.results import Evaluation, to_report
 from distill.files import write_bytes_atomically
-from distill.labels.codecs import probabilities
+from distill.labels.codecs import is_stored, probabilities
 from distill.report.html import render
+
+_PASSES = 16  # of labelled views, whose mean the page shows
 
 
 def write_report(
@@ -24,12 +26,15 @@ def write_report(
         InputError: the folder is not writable, or the disk is full.
     """
     text = json.dumps(to_report(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
+    soft = None
+    if distilled.soft is not None and is_stored(distilled.soft):
+        soft = probabilities(distilled.soft, passes=_PASSES).numpy()
     page = render(
         evaluation,
         images=displayable(distilled.images),
         labels=distilled.labels.numpy(),
         classes=distilled.classes,
-        soft=None if distilled.soft is None else probabilities(distilled.soft).numpy(),
+        soft=soft,
         title=title(evaluation),
     )
     write_bytes_atomically(json_path, f"{text}\n".encode())

@@ -43,7 +43,14 @@ class SetDataset(Dataset[tuple[Tensor, Tensor]]):
             raise InputError("the set has no soft labels", found="labels='soft'", allowed="'auto' or 'hard'")
         self.set = distilled
         self.transform = Transform(distilled.preprocessing)
-        if labels == "hard" or distilled.soft is None:
+        if labels == "soft" and not codecs.is_stored(distilled.soft):
+            raise InputError(
+                "the set stores no soft labels: its teachers give them as students train",
+                found="labels='soft'",
+                allowed="'auto' or 'hard'",
+                fix="make the set with labels: stored",
+            )
+        if labels == "hard" or distilled.soft is None or not codecs.is_stored(distilled.soft):
             self.targets = distilled.labels
         else:
             self.targets = codecs.probabilities(distilled.soft)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -35,6 +36,7 @@ class PoolFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._written: dict[tuple[object, ...], str] = {}
+        self._numbers = count()
         self._alive: list[object] = []
 
     def paths(self, pool: Pool) -> PoolPaths:
@@ -70,7 +72,7 @@ class PoolFiles:
 
     def _file(self, key: tuple[object, ...], content: object, write: Callable[[Path], object]) -> str:
         if key not in self._written:
-            path = self.folder / f"{len(self._written)}"
+            path = self.folder / f"{next(self._numbers)}"  # writing may write the arrays within, under theirs
             with disk_errors(path):
                 write(path)
             self._written[key] = str(path)

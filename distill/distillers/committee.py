@@ -1,0 +1,280 @@
+"""Images recovered from teachers that vote, and labels from all of them.
+
+Teachers are trained (squeeze), images learned until the teachers that vote on them take them for their classes and know
+their statistics (recover: distill/recovery/), and every view that students will see is labelled by all teachers
+(relabel: distill/labels/). Equations at the head of distill/recovery/objective.py, voting.py and labels/ensemble.py.
+
+Sources: Cui et al., "Dataset Distillation via Committee Voting" (CV-DD), 2025; with one teacher, Yin et al., "Squeeze,
+Recover and Relabel" (SRe2L), NeurIPS 2023; with `iterations: 0`, Sun et al. (RDED), CVPR 2024; with `classwise` and few
+`passes`, Xiao and He (LPLD), NeurIPS 2024; with `voters: turns`, `segments` and `residual`, Cui et al. (FADRM), NeurIPS
+2025. docs/committee.md has the options of each.
+
+Where this differs from CV-DD's released code: priors are measured on the validation split by a stated procedure
+(`PriorConfig`) and not written into the code from accuracies on test; pairs of voters come from the seed; labels belong
+to the mixed views by construction; images are rounded to pixels, not truncated and compressed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from distill.cache import Network
+from distill.cache.quantities import Statistics
+from distill.contracts import (
+    Context,
+    DistilledSet,
+    Estimate,
+    Passes,
+    Preprocessing,
+    Selection,
+    Source,
+    StepKind,
+)
+from distill.distillers.committee_priors import PriorConfig, measure_priors
+from distill.errors import InputError
+from distill.labels.ensemble import Ensemble, refuse_without_batch_norm
+from distill.labels.labelling import with_labels
+from distill.labels.pool import PoolTeacher, estimated, open_pool
+from distill.labels.relabel import Relabelling
+from distill.randomness import generator
+from distill.recovery.initial import CropSearch, mosaics
+from distill.recovery.objective import Judge
+from distill.recovery.recover import Group, Recovery, groups_of, recover, refuse_sizes
+from distill.recovery.voting import Voters, Voting, draw_voters, prior_weights, voices
+from distill.selection import Distiller, ImagesConfig, images_before
+from distill.training.batches import DeviceImages
+from distill.training.config import Positive, Share
+from distill.training.job import Pool
+
+Count = Annotated[int, Field(ge=1)]
+_CROPS = ("easiest", "middle")
+
+
+class Committee(Distiller):
+    """Images recovered from, and labelled by, several teachers that vote."""
+
+    name = "committee"
+    lacks = "does not know how many images to recover"
+    takes = "begins with"
+
+    class Config(ImagesConfig):
+        """Options.
+
+        `teachers` label together, and `drawn` of them, or all where they are fewer, judge an image. `priors` are
+        accuracies in percent: given, the teachers' own on the validation split (`valid`), or measured by what each
+        teacher's images teach (`measured`, see `prior`). `init` and what follows says where images begin.
+        """
+
+        teachers: Annotated[tuple[PoolTeacher, ...], Field(min_length=1)]
+        drawn: Count = 2
+        voting: Voting = "prior"
+        voting_temperature: Positive = 5.0
+        priors: Literal["measured", "valid"] | tuple[float, ...] = "measured"
+        prior: PriorConfig = PriorConfig()
+        init: Literal["noise", "real", "easiest", "middle"] = "middle"
+        factor: Count = 1
+        candidates: Count = 300
+        crops: Count = 5
+        crop_scale: Share = 0.08
+        recover: Recovery = Recovery()
+        relabel: Relabelling | None = Relabelling()
+        label_weights: Literal["prior", "equal"] = "prior"
+        label_weights_temperature: Positive = 10.0
+        temperature: Positive = 20.0
+
+        @model_validator(mode="after")
+        def _priors_are_of_teachers(self) -> Self:
+            if isinstance(self.priors, tuple) and len(self.priors) != len(self.teachers):
+                raise ValueError(f"priors has {len(self.priors)} numbers for {len(self.teachers)} teachers")
+            return self
+
+        @property
+        def needs_priors(self) -> bool:
+            """Whether anything depends on them."""
+            votes = self.recover.iterations > 0 and (
+                self.voting == "prior" or self.drawn < len(self.teachers)
+            )
+            labels = self.relabel is not None and self.label_weights == "prior"
+            return len(self.teachers) > 1 and (votes or labels)
+
+    config: Config
+
+    def check_place(self, follows: StepKind | None) -> None:
+        super().check_place(follows)
+        if follows is not None and "init" in self.config.model_fields_set and self.config.init != "real":
+            raise InputError(
+                "committee begins with the images of the step before, and init asks for others",
+                found=f"init: {self.config.init}",
+                fix="remove init, or remove the step before",
+            )
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        asked = self.config
+        if asked.needs_priors and not isinstance(asked.priors, tuple) and not len(source.valid):
+            raise InputError(
+                "priors are measured on the validation split, and it is empty",
+                where="priors",
+                found="data.valid: 0",
+                fix="set data.valid, such as 0.1, or give priors as numbers",
+            )
+
+    def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
+        asked = self.config
+        images = self.images(classes=classes, before=before)
+        batch = min(asked.recover.batch, images)
+        judges = 1 if asked.recover.voters == "turns" else min(asked.drawn, len(asked.teachers))
+        steps = asked.recover.iterations * -(-images // batch) * judges
+        passes = [
+            Passes(teacher.model, batch=batch, count=3 * steps // len(asked.teachers), kept=2)
+            for teacher in asked.teachers
+        ]
+        return Estimate(images=images, trainings=estimated(asked.teachers, train), passes=tuple(passes))
+
+    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
+        asked = self.config
+        if asked.relabel is not None:
+            asked.relabel.check(ctx.train, classes=len(source.classes))
+        networks = open_pool(ctx, source, asked.teachers)
+        preprocessing = Preprocessing(source.mean, source.std)
+        names = Ensemble(tuple(networks), (1.0,) * len(networks), 1.0, preprocessing).names
+        if asked.recover.iterations and asked.recover.statistics:
+            refuse_without_batch_norm(networks, names, where="recover.statistics")
+        priors = self._priors(ctx, source, networks, names)
+        plain = self._images(ctx, source, previous, networks, names, priors)
+        if asked.relabel is None:
+            return plain
+        weights = (1 / len(networks),) * len(networks)
+        if asked.label_weights == "prior":
+            weights = prior_weights(priors, temperature=asked.label_weights_temperature)
+        return with_labels(
+            ctx, plain, asked.teachers, networks, weights, asked.relabel, temperature=asked.temperature
+        )
+
+    def _priors(
+        self, ctx: Context, source: Source, networks: Sequence[Network], names: Sequence[str]
+    ) -> tuple[float, ...]:
+        """Accuracies in percent, one a teacher; 0 where nothing depends on them."""
+        asked = self.config
+        if not asked.needs_priors:
+            return (0.0,) * len(networks)
+        if isinstance(asked.priors, tuple):
+            return asked.priors
+        began = time.perf_counter()
+        if asked.priors == "valid":
+            found = tuple(100 * network.facts["valid_accuracy"] for network in networks)
+        else:
+            found = measure_priors(
+                ctx, source, networks, names, asked.prior, asked.recover, asked.temperature
+            )
+        seconds = time.perf_counter() - began
+        told = ", ".join(f"{name} {prior:.1f}" for name, prior in zip(names, found, strict=True))
+        ctx.progress.note(f"priors: {told} ({seconds:.0f} s)", priors=list(found), seconds=seconds)
+        return found
+
+    def _images(
+        self,
+        ctx: Context,
+        source: Source,
+        previous: DistilledSet | Selection | None,
+        networks: Sequence[Network],
+        names: Sequence[str],
+        priors: Sequence[float],
+    ) -> DistilledSet:
+        """The recovered images with their classes."""
+        asked = self.config
+        preprocessing = Preprocessing(source.mean, source.std)
+        plain, initial = self._initial(ctx, source, previous, networks, preprocessing)
+        judges = judges_of(ctx, source, networks, names, asked.recover, preprocessing)
+        refuse_sizes(dict(zip(names, judges, strict=True)), asked.recover, initial.shape[1], ctx.device)
+        ipc = int(torch.bincount(plain.labels).max())
+        groups = self._groups(ctx, plain.labels, ipc, priors)
+        images = recover(
+            ctx, initial, plain.labels, groups, judges, asked.recover, preprocessing=preprocessing
+        )
+        learned = asked.recover.iterations > 0 or plain.selection is None
+        return replace(
+            plain,
+            images=images,
+            selection=None if learned else plain.selection,
+            provenance={"teachers": list(names), "priors": list(priors)},
+        )
+
+    def _initial(
+        self,
+        ctx: Context,
+        source: Source,
+        previous: DistilledSet | Selection | None,
+        networks: Sequence[Network],
+        preprocessing: Preprocessing,
+    ) -> tuple[DistilledSet, Tensor]:
+        """A set of the right classes, and its images as networks take them, on the device."""
+        asked = self.config
+        plain = images_before(self, ctx, source, previous)
+        if previous is None and asked.init == "noise":
+            drawn = torch.randn(plain.images.shape, generator=generator(ctx.derive("images")))
+            return replace(plain, selection=None), drawn.to(ctx.device)
+        if previous is None and asked.init in _CROPS:
+            ensemble = Ensemble(tuple(networks), (1 / len(networks),) * len(networks), 1.0, preprocessing)
+            how = CropSearch(
+                asked.init == "middle", asked.factor, asked.candidates, asked.crops, asked.crop_scale
+            )
+            images = mosaics(ctx, source, ensemble.on(ctx.device), self.budget(source), how)
+            return replace(plain, selection=None), images
+        whole = DeviceImages(Pool(plain.images, plain.labels, preprocessing), ctx.device)
+        return plain, whole.gather(torch.arange(len(whole), device=ctx.device))
+
+    def _groups(self, ctx: Context, labels: Tensor, ipc: int, priors: Sequence[float]) -> list[Group]:
+        asked = self.config
+        drawn = min(asked.drawn, len(priors))
+        seed = ctx.derive("voting")
+
+        def voters(number: int) -> Voters:
+            teachers = draw_voters(number, ipc=ipc, priors=priors, drawn=drawn, seed=seed)
+            return voices(
+                teachers,
+                asked.voting,
+                priors=priors,
+                temperature=asked.voting_temperature,
+                number=number,
+                seed=seed,
+            )
+
+        return groups_of(labels.tolist(), voters, classwise=asked.recover.classwise)
+
+
+def judges_of(
+    ctx: Context,
+    source: Source,
+    networks: Sequence[Network],
+    names: Sequence[str],
+    config: Recovery,
+    preprocessing: Preprocessing,
+) -> list[Judge]:
+    """The teachers, ready to judge images."""
+    if config.iterations == 0:
+        return []
+    return [
+        Judge(
+            network,
+            name,
+            preprocessing=preprocessing,
+            device=ctx.device,
+            statistics=config.statistics,
+            classwise=_class_statistics(ctx, source, network) if config.classwise else None,
+        )
+        for network, name in zip(networks, names, strict=True)
+    ]
+
+
+def _class_statistics(ctx: Context, source: Source, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance (C, D) of each batch norm's input, by class, over the training data."""
+    found = ctx.cache.statistics(source.train, network, Statistics(of="batch_norm", per_class=True))
+    return {name: (found[name].mean.to(ctx.device), found[name].var.to(ctx.device)) for name in found.layers}
