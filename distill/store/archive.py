@@ -37,6 +37,7 @@ class StoredArray:
         shape, dtype: of the array.
         stored_bytes: bytes of its chunks in the file.
         sha256: the digest that the file claims, see `format.digest`.
+        offset: where it begins in the file, None where it lies in chunks.
         dataset: h5py's handle; valid while the archive is open.
     """
 
@@ -46,6 +47,7 @@ class StoredArray:
     stored_bytes: int
     sha256: str
     dataset: h5py.Dataset = field(repr=False)
+    offset: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -53,6 +55,11 @@ class StoredArray:
 
     def slices(self) -> Iterator[np.ndarray]:
         """The array in pieces along its first axis, whole chunks at a time."""
+        if self.offset is not None:
+            step = max(1, _SLICE_BYTES * self.shape[0] // self.nbytes)
+            for start in range(0, self.shape[0], step):
+                yield self.dataset[start : start + step]
+            return
         chunk = self.dataset.chunks[0]
         chunk_bytes = max(1, chunk * self.nbytes // self.shape[0])
         step = chunk * max(1, _SLICE_BYTES // chunk_bytes)
@@ -77,13 +84,17 @@ class Archive:
     content_sha256: str
 
     def read(self, name: str, *, verify: bool) -> np.ndarray:
-        """The array `name`; with `verify`, compared with its sha256.
+        """The array `name`; with `verify`, compared with its sha256. One that lies in one piece is mapped, not read.
 
         Raises:
             DamagedDataError: it cannot be read, or its sha256 differs.
             MemoryExhaustedError: it does not fit the host's memory.
         """
         array = self.arrays[name]
+        if array.offset is not None:
+            if verify:
+                self.verify(name)
+            return np.memmap(self.path, mode="r", dtype=array.dtype, shape=array.shape, offset=array.offset)
         try:
             with _damage(self.path, name):
                 values: np.ndarray = array.dataset[...]
@@ -323,7 +334,8 @@ def _check_dataset(path: Path, name: str, dataset: h5py.h5d.DatasetID) -> Stored
     assert spec is not None, "refused by _open_member"
     dtype = _check_type(path, name, dataset.get_type(), spec)
     plist = dataset.get_create_plist()
-    if plist.get_layout() != h5py.h5d.CHUNKED or plist.get_external_count() > 0:
+    mapped = plist.get_layout() == h5py.h5d.CONTIGUOUS and fmt.may_be_mapped(name)
+    if not (mapped or plist.get_layout() == h5py.h5d.CHUNKED) or plist.get_external_count() > 0:
         _unsafe(
             path, name, "has contiguous, external or virtual storage", allowed="chunks in the file itself"
         )
@@ -337,12 +349,29 @@ def _check_dataset(path: Path, name: str, dataset: h5py.h5d.DatasetID) -> Stored
             allowed="gzip (1), shuffle (2), fletcher32 (3), each once",
         )
     shape = _check_shape(path, name, dataset.get_space(), dtype, spec)
-    stored = _check_chunks(path, name, dataset, shape, tuple(plist.get_chunk()), dtype.itemsize)
-    _check_proportion(path, name, math.prod(shape) * dtype.itemsize, stored)
     digest = str(
         _attributes(path, dataset, name, frozenset({fmt.SHA256_ATTRIBUTE})).get(fmt.SHA256_ATTRIBUTE)
     )
-    return StoredArray(name, shape, dtype, stored, digest, h5py.Dataset(dataset))
+    handle = h5py.Dataset(dataset)
+    if mapped:
+        size = math.prod(shape) * dtype.itemsize
+        offset = _check_piece(path, name, dataset, size)
+        return StoredArray(name, shape, dtype, size, digest, handle, offset)
+    stored = _check_chunks(path, name, dataset, shape, tuple(plist.get_chunk()), dtype.itemsize)
+    _check_proportion(path, name, math.prod(shape) * dtype.itemsize, stored)
+    return StoredArray(name, shape, dtype, stored, digest, handle)
+
+
+def _check_piece(path: Path, name: str, dataset: h5py.h5d.DatasetID, size: int) -> int:
+    """Where a dataset of one piece begins; all of it must lie in the file."""
+    offset = dataset.get_offset()
+    if offset is None or dataset.get_storage_size() != size:
+        raise DamagedDataError("is not wholly stored", where=_place(path, name), allowed=f"{size} bytes")
+    if offset + size > path.stat().st_size:
+        raise DamagedDataError(
+            "lies beyond the end of the file", where=_place(path, name), found=f"{offset + size} bytes"
+        )
+    return int(offset)
 
 
 def _check_type(path: Path, name: str, kind: h5py.h5t.TypeID, spec: fmt.Spec) -> np.dtype[Any]:

@@ -9,6 +9,8 @@ Decisions, and why:
 - Attributes are scalars: fixed-length strings and integers. What a set means is in datasets only, so that the
   sha256 of the datasets covers it.
 - Filters are shuffle, gzip and fletcher32: part of every HDF5 library, no plugin is ever loaded.
+- Labels of views are read batch by batch, in any order, and hardly shrink. From MAPPED_BYTES on, an array of soft
+  labels is therefore one piece of the file, without filters, which any program can map into memory.
 - The file is written in HDF5's 1.10 layout, whose metadata carry checksums and which stores a dataset of one
   chunk without a B-tree; HDF5 reads it since 1.10 (2016).
 - Numbers are little-endian whatever machine writes them.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -104,6 +107,7 @@ MAX_ARRAY_BYTES = 64 << 30
 # allocates for a chunk whose gzip stream inflates to more than the chunk: 1032 x 1 MiB, freed at once.
 CHUNK_BYTES = 256 << 10
 MAX_CHUNK_BYTES = 1 << 20
+MAPPED_BYTES = 1 << 20
 # gzip cannot shrink below 1/1032 (Deutsch, RFC 1951: at best 258 bytes for 2 bits). Constant images come
 # close to it and are allowed where any machine has the memory; a large array of data compresses 1 to 20
 # times, so that a ratio above 100 is a bomb: 64 GiB from a file of 62 MiB.
@@ -121,6 +125,18 @@ STORAGE: Mapping[str, Any] = {
     "shuffle": True,
     "fletcher32": True,
 }
+
+
+def may_be_mapped(name: str) -> bool:
+    """Whether dataset `name` may be one piece of the file, without chunks and filters."""
+    return _SOFT_NAME.fullmatch(name) is not None
+
+
+def storage(name: str, shape: tuple[int, ...], itemsize: int) -> Mapping[str, Any]:
+    """How h5py is to store a dataset."""
+    if may_be_mapped(name) and itemsize * math.prod(shape) >= MAPPED_BYTES:
+        return {}
+    return {"chunks": chunk_shape(shape, itemsize), **STORAGE}
 
 
 def spec_of(name: str) -> Spec | None:

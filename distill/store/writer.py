@@ -61,8 +61,8 @@ def _build(arrays: dict[str, np.ndarray]) -> memoryview:
     with h5py.File(buffer, "w", libver=fmt.LIBVER) as file:
         for name in sorted(arrays):
             array = arrays[name]
-            chunks = fmt.chunk_shape(array.shape, array.itemsize)
-            dataset = file.create_dataset(name, data=array, chunks=chunks, track_times=False, **fmt.STORAGE)
+            storage = fmt.storage(name, array.shape, array.itemsize)
+            dataset = file.create_dataset(name, data=array, track_times=False, **storage)
             digests[name] = fmt.digest(array.dtype, array.shape, [array])
             dataset.attrs[fmt.SHA256_ATTRIBUTE] = np.bytes_(digests[name])
         file.attrs[fmt.FORMAT_ATTRIBUTE] = np.bytes_(fmt.FORMAT)
