@@ -31,6 +31,14 @@ MATCHING = {
     "inner_steps": 3,
     "lr_images": 1.0,
 }
+VOTING = {
+    "teachers": [
+        {"model": {"name": "convnet", "width": 4, "norm": "batch"}, "train": {"epochs": 1, "batch_size": 12}},
+        {"model": {"name": "convnet", "width": 6, "norm": "batch"}, "train": {"epochs": 1, "batch_size": 12}},
+    ],
+    "priors": [60.0, 50.0],
+    "recover": {"iterations": 2, "augment": "crop"},
+}
 NETWORK = {"model": {"name": "convnet", "width": 4}, "train": {"epochs": 1, "batch_size": 16}}
 
 
@@ -83,6 +91,7 @@ CASES = [
         behind={"teacher": NETWORK},
     ),
     Case("trajectory", {"ipc": 2, **MATCHING}, images=2, random=True, behind=MATCHING),
+    Case("committee", {"ipc": 2, **VOTING}, images=2, random=True, behind={**VOTING, "init": "real"}),
 ]
 
 
