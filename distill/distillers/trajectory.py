@@ -39,7 +39,7 @@ from distill.contracts import (
     StepKind,
     Training,
 )
-from distill.errors import InputError
+from distill.errors import InputError, NonFiniteError
 from distill.labels.codecs import encode
 from distill.matching.gradient import Gradient, Learned
 from distill.matching.initial import mean_logits, noise, rightly_classified
@@ -52,7 +52,7 @@ from distill.models.cost import forward_cost
 from distill.preprocessing import Transform
 from distill.selection import Distiller, ImagesConfig, random_subset
 from distill.training.batches import DeviceImages
-from distill.training.config import Augment, NonNegative, Positive, Strict
+from distill.training.config import Augment, NonNegative, Positive, Strict, TrainConfig
 from distill.training.job import Pool
 from distill.training.memory import memory_errors
 from distill.training.threads import at_most_threads, useful_threads
@@ -60,6 +60,7 @@ from distill.whitening import fit_zca
 
 _SAVE_SECONDS = 20.0
 _TELL_STEPS = 50
+_PATIENCE = 50
 _FIX_MEMORY = "lower segment, students or inner_batch, or use a smaller network"
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -316,6 +317,7 @@ class TrajectoryMatching(Distiller):
             labels_momentum=config.labels_momentum,
             average=config.average,
             diverged=config.diverged,
+            patience=min(_PATIENCE, config.iterations),
         )
 
     def _record(self, ctx: Context, state: State, losses: list[Tensor]) -> None:
@@ -356,11 +358,11 @@ class TrajectoryMatching(Distiller):
             soft = encode(logits.cpu()[None], codec="full", temperature=1.0, teacher=teacher)
             training |= {"temperature": 1.0, "loss": "cross_entropy"}
         return DistilledSet(
-            images=Transform(preprocessing).pixels(state.result.cpu()).half().contiguous(),
+            images=_float16(Transform(preprocessing).pixels(state.result.cpu())),
             labels=labels,
             classes=source.classes,
             preprocessing=preprocessing,
-            train=ctx.train.model_copy(update=training),
+            train=TrainConfig.model_validate({**ctx.train.model_dump(), **training}),
             soft=soft,
             provenance={"student_lr": float(state.lr), "steps": state.step, "skipped": state.skipped},
         )
@@ -401,6 +403,23 @@ class _LastCheckpoints(Sequence[Tensor]):
 def _networks(model: Strict, source: Source, experts: Trajectories, device: torch.device) -> FlatNetworks:
     module = build(model, image_shape=source.image_shape, classes=len(source.classes), seed=0)
     return FlatNetworks(module.to(device), experts.layout)
+
+
+def _float16(pixels: Tensor) -> Tensor:
+    """Pixels as a set holds them.
+
+    Raises:
+        NonFiniteError: they have left what float16 can hold.
+    """
+    held = pixels.half().contiguous()
+    if not bool(held.isfinite().all()):
+        raise NonFiniteError(
+            "learned images have left the range of float16, which a set holds",
+            where="trajectory",
+            found=f"pixels up to {float(pixels.abs().max()):g} times white",
+            fix="lower lr_images (a tenth is a good next try)",
+        )
+    return held
 
 
 def _gather(images: DeviceImages) -> Tensor:

@@ -319,6 +319,18 @@ def test_too_few_images_that_experts_are_right_about(source: Source, make_contex
     assert "init: real" in str(caught.value)
 
 
+def test_a_run_that_left_out_every_step_is_no_result(source: Source, make_context: MakeContext) -> None:
+    """However few they were."""
+    with pytest.raises(NonFiniteError, match="3 steps in a row had to be left out"):
+        method(diverged=1e-9).run(make_context(), source, None)
+
+
+def test_images_beyond_float16_are_no_result(source: Source, make_context: MakeContext) -> None:
+    with pytest.raises(NonFiniteError, match="left the range of float16") as caught:
+        method(lr_images=1e15, iterations=1).run(make_context(), source, None)
+    assert "lower lr_images" in str(caught.value)
+
+
 def test_a_run_that_diverges_says_what_to_change(source: Source, make_context: MakeContext) -> None:
     step = method(student_lr=1e6, iterations=200)
     with pytest.raises(NonFiniteError, match="had to be left out") as caught:

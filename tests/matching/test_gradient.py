@@ -227,3 +227,12 @@ def test_the_gradient_against_differences(make: MakeProblem) -> None:
             losses.append(replace(problem, learned=moved).match(6).loss)
         slope = float((losses[0] - losses[1]) / 2e-5)
         assert slope == pytest.approx(float((gradient * way).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "first_order", "unroll"])
+def test_at_a_rate_of_0_only_the_rate_can_help(make: MakeProblem, gradient: str) -> None:
+    problem = make(lr=0.0)
+    found, expected = problem.match(4, gradient=gradient), plain(problem, 4)
+    assert not found.images.any()
+    assert float(found.lr) == pytest.approx(float(expected.lr), rel=1e-10)
+    assert float(found.loss) == 1

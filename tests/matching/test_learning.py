@@ -16,7 +16,14 @@ from distill.matching.learning import Rates, State
 
 CPU = torch.device("cpu")
 RATES = Rates(
-    images=0.3, labels=2.0, log_lr=0.5, momentum=0.5, labels_momentum=0.9, average=None, diverged=10.0
+    images=0.3,
+    labels=2.0,
+    log_lr=0.5,
+    momentum=0.5,
+    labels_momentum=0.9,
+    average=None,
+    diverged=10.0,
+    patience=50,
 )
 
 
@@ -102,6 +109,34 @@ def test_a_bad_step_is_left_out_and_no_momentum_sees_it(bad: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(values(state), values(clean), strict=True))
     assert state.learn(found(2), RATES) and clean.learn(found(2), RATES)
     assert all(torch.equal(a, b) for a, b in zip(values(state), values(clean), strict=True))
+
+
+@pytest.mark.parametrize("lr_slope", [3e4, -3e4], ids=["a rate of 0", "an infinite rate"])
+def test_a_rate_that_leaves_the_numbers_is_no_step(lr_slope: float) -> None:
+    """The gradient is finite; exp(-300) and exp(300) are no float32 that anyone can train with."""
+    state, clean = begin(), begin()
+    assert not state.learn(replace(found(0), lr=torch.tensor(lr_slope)), RATES)
+    assert state.skipped == 1
+    assert all(torch.equal(a, b) for a, b in zip(values(state), values(clean), strict=True))
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_finite_gradients_that_overflow_are_no_step(what: str) -> None:
+    state, clean = begin(average=True), begin(average=True)
+    rates = replace(RATES, average=0.9, **{what: 1e3})
+    matched = found(0)
+    gradient = getattr(matched, what)
+    gradient[1] = 1e37
+    assert not state.learn(matched, rates)
+    assert all(torch.equal(a, b) for a, b in zip(values(state), values(clean), strict=True))
+
+
+def test_patience_is_what_it_is_given() -> None:
+    state = begin()
+    with pytest.raises(NonFiniteError, match="3 steps in a row"):
+        for _ in range(4):
+            state.learn(found(0, loss=20.0), replace(RATES, patience=3))
+    assert state.step == 3
 
 
 def test_when_nothing_but_bad_steps_come_it_stops_and_says_what_to_change() -> None:
