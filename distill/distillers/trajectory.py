@@ -261,6 +261,7 @@ class TrajectoryMatching(Distiller):
             segment=config.segment,
             seed=ctx.derive("matching"),
             device=ctx.device,
+            stacked=ctx.device.type != "cpu",
         )
 
     def _threads(self, source: Source, batch: int) -> int:

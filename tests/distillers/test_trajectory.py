@@ -79,6 +79,15 @@ def test_experts_train_for_the_epochs_that_are_read(
     assert len(trained) == 3
 
 
+def test_experts_are_trained_as_they_are_asked_for(
+    source: Source, make_context: MakeContext, trained: list[Job]
+) -> None:
+    asked = {"momentum": 0.7, "lr": 0.03, "batch_size": 5, "gsam_rho": 0.02, "gsam_alpha": 0.4}
+    method(experts={**EXPERTS, **asked}).run(make_context(), source, None)
+    for job in trained:
+        assert {name: getattr(job.config, name) for name in asked} == asked
+
+
 def test_more_epochs_may_be_asked_for(source: Source, make_context: MakeContext) -> None:
     step = method(experts={**EXPERTS, "epochs": 5, "gsam_rho": 0.01})
     train = step.config.expert_config.train
