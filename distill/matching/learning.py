@@ -136,8 +136,8 @@ class State:
             moves.append(_Move(*own, rates.labels, rates.labels_momentum))
         return moves
 
-    def save(self, path: Path) -> None:
-        """Keep it, in one move."""
+    def save(self, path: Path, *, identity: str) -> None:
+        """Keep it, in one move, beside the name of what it is a state of."""
         arrays = {
             field.name: value.cpu().numpy()
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -145,20 +145,26 @@ class State:
             for field in fields(self)
         }
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, identity=np.array(identity), **arrays)  # type: ignore[arg-type]
         write_bytes_atomically(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> State:
-        """What `save` kept."""
-        with np.load(path, allow_pickle=False) as kept:
-            values = {name: kept[name] for name in kept.files}
-        state: dict[str, Any] = {name: int(values.pop(name)) for name in ("step", "skipped", "in_a_row")}
-        state |= {name: torch.from_numpy(value).to(device) for name, value in values.items()}
-        for name in ("images", "images_momentum", "average"):
-            if len(state[name]):
-                state[name] = _canonical(state[name])
-        return cls(**state)
+    def load(cls, path: Path, device: torch.device, *, identity: str) -> State | None:
+        """What `save` kept; None where the file is damaged, or of another identity."""
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                values = {name: kept[name] for name in kept.files}
+            if str(values.pop("identity")) != identity:
+                return None
+            state: dict[str, Any] = {name: int(values.pop(name)) for name in ("step", "skipped", "in_a_row")}
+            state |= {name: torch.from_numpy(value).to(device) for name, value in values.items()}
+            loaded = cls(**state)
+        except Exception:  # a broken archive raises what it likes
+            return None
+        loaded.images, loaded.images_momentum = _canonical(loaded.images), _canonical(loaded.images_momentum)
+        if len(loaded.average):
+            loaded.average = _canonical(loaded.average)
+        return loaded
 
 
 def _canonical(images: Tensor) -> Tensor:

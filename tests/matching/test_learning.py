@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -174,8 +175,10 @@ def test_what_is_kept_goes_on_to_the_same_bytes(tmp_path: Path, average: bool, l
         whole.learn(found(step, labels=labels), rates)
     cut = begin(average=average, labels=labels)
     for step in range(6):
-        cut.save(tmp_path / "state.npz")
-        cut = State.load(tmp_path / "state.npz", CPU)
+        cut.save(tmp_path / "state.npz", identity="a run")
+        loaded = State.load(tmp_path / "state.npz", CPU, identity="a run")
+        assert loaded is not None
+        cut = loaded
         cut.learn(found(step, labels=labels), rates)
     assert cut.step == whole.step
     for a, b in zip(values(cut), values(whole), strict=True):
@@ -183,6 +186,27 @@ def test_what_is_kept_goes_on_to_the_same_bytes(tmp_path: Path, average: bool, l
         assert not len(a.shape) or not len(a) or a.stride() == b.stride(), (
             "kernels, and so the last bits, follow the layout"
         )
+
+
+def test_what_another_run_kept_is_not_taken(tmp_path: Path) -> None:
+    begin().save(tmp_path / "state.npz", identity="a run")
+    assert State.load(tmp_path / "state.npz", CPU, identity="another") is None
+    assert State.load(tmp_path / "state.npz", CPU, identity="a run") is not None
+
+
+@pytest.mark.parametrize("damage", ["cut", "a changed byte", "empty", "text", "another archive"])
+def test_what_is_damaged_is_not_taken(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "state.npz"
+    begin().save(path, identity="a run")
+    data = bytearray(path.read_bytes())
+    place = data.index(begin().images.numpy().tobytes()[:8])
+    if damage == "another archive":
+        np.savez(path, identity=np.array("a run"), step=np.array(3))
+    else:
+        data[place + 3] ^= 1
+        pieces = {"cut": data[: len(data) // 2], "a changed byte": data, "empty": b"", "text": b"step 3"}
+        path.write_bytes(pieces[damage])
+    assert State.load(path, CPU, identity="a run") is None
 
 
 def test_one_layout_whatever_the_images_come_in() -> None:
