@@ -202,11 +202,14 @@ class TrajectoryMatching(Distiller):
         images = self.images(classes=classes, before=before)
         expert = Training(asked.model, asked.train, train, checkpoints=asked.train.epochs + 1)
         steps = config.iterations * config.students * config.inner_steps
+        unrolled = config.inner_steps if config.gradient == "unroll" else config.segment
         matching = Passes(
             asked.model,
             batch=config.inner_batch or images,
             count=steps * (9 if config.gradient == "unroll" else 12),
-            kept=4 * (config.inner_steps if config.gradient == "unroll" else config.segment),
+            kept=4 * unrolled,
+            copies=3 + config.inner_steps // unrolled,
+            stacked=config.students,
         )
         return Estimate(
             images=images,
