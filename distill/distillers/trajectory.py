@@ -22,13 +22,12 @@ import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, overload
+from typing import Any, overload
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.cache.experts import ExpertConfig, ExpertTraining, record_trajectories
+from distill.cache.experts import record_trajectories
 from distill.cache.trajectories import Trajectories
 from distill.contracts import (
     Context,
@@ -44,18 +43,18 @@ from distill.contracts import (
 from distill.errors import InputError, NonFiniteError
 from distill.labels.codecs import encode
 from distill.matching.admission import refuse_network, refuse_still
-from distill.matching.gradient import Gradient, Learned, Matched
+from distill.matching.gradient import Learned, Matched
 from distill.matching.initial import mean_logits, noise, rightly_classified
 from distill.matching.learning import Rates, State
 from distill.matching.networks import FlatNetworks
+from distill.matching.options import Experts, MatchingConfig
 from distill.matching.students import Students
-from distill.matching.windows import StartEpochs
-from distill.models import ModelSpec, build, describe, model_config
+from distill.models import build, describe
 from distill.models.cost import forward_cost
 from distill.preprocessing import Transform
-from distill.selection import Distiller, ImagesConfig, random_subset
+from distill.selection import Distiller, random_subset
 from distill.training.batches import DeviceImages
-from distill.training.config import Augment, NonNegative, Positive, Strict, TrainConfig
+from distill.training.config import TrainConfig
 from distill.training.job import Pool
 from distill.training.memory import memory_errors
 from distill.training.threads import at_most_threads, useful_threads
@@ -66,27 +65,6 @@ _TELL_STEPS = 50
 _PATIENCE = 50
 _FIX_MEMORY = "set gradient: exact, lower segment, students or inner_batch, or use a smaller network"
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Experts(Strict):
-    """Networks trained on the data by plain SGD, whose ways are followed.
-
-    `epochs: null` trains as long as matching reads: `start_epochs.last` + `expert_epochs`. More make better judges of
-    them for `init: right` and `labels: learned`, which ask experts as they are in the end. A `gsam_rho` above 0 makes
-    their ways flatter (Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022).
-    """
-
-    model: ModelSpec = Field(default_factory=lambda: model_config("convnet"))
-    count: Count = 100
-    epochs: Count | None = None
-    lr: Positive = 0.01
-    momentum: Share = 0.0
-    batch_size: Count = 256
-    gsam_rho: NonNegative = 0.0
-    gsam_alpha: NonNegative = 0.3
-
 
 class TrajectoryMatching(Distiller):
     """Images that lead a network along the way of experts trained on the real data."""
@@ -95,83 +73,8 @@ class TrajectoryMatching(Distiller):
     lacks = "does not know how many images to learn"
     takes = "begins with"
 
-    class Config(ImagesConfig):
-        """Options.
-
-        Step sizes are of plain SGD on what networks take (`lr_images`), on the logarithm of the students' learning rate
-        (`lr_log_lr`) and on the logits of learned labels (`lr_labels`).
-        """
-
-        experts: Experts = Experts()
-        start_epochs: StartEpochs = StartEpochs()
-        expert_epochs: Count = 2
-        iterations: Count = 5000
-        students: Count = 1
-        inner_steps: Count = 30
-        inner_batch: Count | None = None
-        gradient: Gradient = "exact"
-        segment: Count = 1
-        init: Literal["real", "right", "noise"] = "real"
-        labels: Literal["hard", "target", "learned"] = "hard"
-        student_lr: Positive = 0.01
-        lr_images: Positive = 100.0
-        lr_log_lr: NonNegative = 0.1
-        lr_labels: Positive = 2.0
-        momentum: Share = 0.5
-        labels_momentum: Share = 0.9
-        average: Share | None = None
-        augment: Augment = "dsa"
-        zca: bool = False
-        diverged: Positive = 10.0
-
-        @model_validator(mode="after")
-        def _window_is_recorded(self) -> Self:
-            recorded = self.experts.epochs
-            if recorded is not None and recorded < self.epochs_read:
-                raise ValueError(
-                    f"start_epochs.last {self.start_epochs.last} + expert_epochs {self.expert_epochs} reaches past the "
-                    f"experts.epochs {recorded} that are recorded: {self._less_to_read(recorded)}raise experts.epochs "
-                    f"to {self.epochs_read}"
-                )
-            if self.segment > 1 and self.gradient != "exact":
-                raise ValueError(
-                    f"segment {self.segment} belongs to gradient: exact, and gradient is {self.gradient}"
-                )
-            return self
-
-        def _less_to_read(self, recorded: int) -> str:
-            """The option that could be lowered alone, as words; none where none can."""
-            window = self.start_epochs
-            last = recorded - self.expert_epochs
-            if last >= max(window.first, window.grow_from or 0):
-                return f"lower start_epochs.last to {last}, or "
-            if recorded > window.last:
-                return f"lower expert_epochs to {recorded - window.last}, or "
-            return ""
-
-        @property
-        def epochs_read(self) -> int:
-            """The last epoch of an expert that matching can read."""
-            return self.start_epochs.last + self.expert_epochs
-
-        @property
-        def expert_config(self) -> ExpertConfig:
-            asked = self.experts
-            return ExpertConfig(
-                model=asked.model,
-                experts=asked.count,
-                train=ExpertTraining(
-                    lr=asked.lr,
-                    momentum=asked.momentum,
-                    batch_size=asked.batch_size,
-                    epochs=asked.epochs or self.epochs_read,
-                    augment=self.augment,
-                    gsam_rho=asked.gsam_rho,
-                    gsam_alpha=asked.gsam_alpha,
-                ),
-            )
-
-    config: Config
+    Config = MatchingConfig
+    config: MatchingConfig
 
     def check_place(self, follows: StepKind | None) -> None:
         super().check_place(follows)
@@ -230,7 +133,7 @@ class TrajectoryMatching(Distiller):
             starts = range(window.first, window.last + 1)
             refuse_still(experts, starts=starts, epochs=config.expert_epochs)
         with memory_errors("trajectory matching", fix=_FIX_MEMORY):
-            networks = _networks(config.experts.model, source, experts, ctx.device)
+            networks = _networks(config.experts, source, experts, ctx.device)
             last = _Checkpoints(experts, experts.epochs[-1], ctx.device)
             images, labels = self._begin(ctx, source, previous, preprocessing, networks, last)
             logits = None
@@ -469,8 +372,8 @@ class _Checkpoints(Sequence[Tensor]):
         return self.experts.after(number, self.epoch).to(self.device)
 
 
-def _networks(model: Strict, source: Source, experts: Trajectories, device: torch.device) -> FlatNetworks:
-    module = build(model, image_shape=source.image_shape, classes=len(source.classes), seed=0)
+def _networks(asked: Experts, source: Source, experts: Trajectories, device: torch.device) -> FlatNetworks:
+    module = build(asked.model, image_shape=source.image_shape, classes=len(source.classes), seed=0)
     return FlatNetworks(module.to(device), experts.layout)
 
 
