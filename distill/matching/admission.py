@@ -63,13 +63,9 @@ class _Draws(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags:
-            names = [argument.name for argument in func._schema.arguments]
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            if "dropout_p" not in names or given.get("dropout_p"):  # attention says so even without dropout
-                self.found.add(func.overloadpacket.__name__)
-        return func(*args, **kwargs)
+            self.found.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 def refuse_still(experts: Trajectories, *, starts: range, epochs: int) -> None:

@@ -59,7 +59,7 @@ def test_torchvisions_dropout_and_stochastic_depth(name: str) -> None:
 
 
 def test_torchvisions_attention_without_dropout() -> None:
-    """Its operation is one that may draw."""
+    """Fused attention is marked as an operation that may draw; here it is not to be taken for one that does."""
     pytest.importorskip("torchvision")
     refuse_network(model_config("torchvision/vit_b_16"), image_shape=(3, 224, 224), classes=2)
 
