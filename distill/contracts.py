@@ -257,12 +257,16 @@ class Passes:
         batch: images at once.
         count: batches, in forward passes: a backward pass counts as two.
         kept: batches whose activations are in memory at the same time.
+        copies: of its parameters that are in memory at the same time.
+        stacked: networks that a GPU computes at once; a CPU computes one after another.
     """
 
     model: Any
     batch: int
     count: int
     kept: int
+    copies: int = 3
+    stacked: int = 1
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ STEP_SECONDS = {"cpu": 4e-3, "cuda": 1e-3}  # a training step costs at least thi
 # which is this process alone, and 14 to 16 s with two.
 START_SECONDS = 8.0  # importing torch and the rest, and what the first training step sets up
 WORKERS_SECONDS = 6.0  # the workers import them again, side by side
+_ZCA_BYTES = (
+    3 * 8
+)  # an entry of the covariance of all pixels: it, its vectors and the decomposition's workspace
 PROCESS_BYTES = 750_000_000  # resident set of a Python process that has trained a tiny network with torch
 
 
@@ -159,7 +162,7 @@ def _costs(
         for training in (estimate.trainings if estimate else ())
     ]
     work += [
-        _passes(passes, shape, classes, title=f"step {k}")
+        _passes(passes, shape, classes, device, title=f"step {k}")
         for k, estimate in enumerate(estimates)
         for passes in (estimate.passes if estimate else ())
     ]
@@ -170,8 +173,10 @@ def _costs(
     started = START_SECONDS + (WORKERS_SECONDS if in_workers else 0.0)
     total = started + sum(item.seconds(device.type) for item in work)
     image_bytes = looked.image_bytes or 0
-    peak = PROCESS_BYTES + 2 * image_bytes + max(_side_by_side(item, device) for item in work)
     pixels = shape[0] * shape[1] * shape[2]
+    whitening = _ZCA_BYTES * pixels**2 if any(each and each.whitening for each in estimates) else 0
+    networks = max(_side_by_side(item, device) for item in work)
+    peak = PROCESS_BYTES + 2 * image_bytes + max(networks, whitening)
     set_bytes = last.images * (last.pixel_bytes * pixels + 2 * classes + 32)
     set_bytes += 8 * pixels**2 if last.whitening else 0
     cache_bytes = _cache_bytes(estimates, shape, classes)
@@ -224,23 +229,28 @@ def _training(
 ) -> Work:
     cost = forward_cost(model, shape, classes)
     batch = min(train.batch_size, samples)
+    gradients = 2 if train.gsam_rho > 0 else 1  # a step
     return Work(
         title,
-        flops=3 * cost.flops * samples * train.epochs,  # backward costs twice the forward
-        steps=train.epochs * -(-samples // train.batch_size),
+        flops=3 * gradients * cost.flops * samples * train.epochs,  # backward costs twice the forward
+        steps=gradients * train.epochs * -(-samples // train.batch_size),
         parallel=1,
         peak_bytes=4 * (3 * cost.parameters + 2 * cost.activations * batch),
     )
 
 
-def _passes(passes: Passes, shape: tuple[int, int, int], classes: int, *, title: str) -> Work:
+def _passes(
+    passes: Passes, shape: tuple[int, int, int], classes: int, device: torch.device, *, title: str
+) -> Work:
     cost = forward_cost(passes.model, shape, classes)
+    stacked = passes.stacked if device.type == "cuda" else 1
+    one = 4 * (passes.copies * cost.parameters + 2 * cost.activations * passes.batch * passes.kept)
     return Work(
         title,
         flops=cost.flops * passes.batch * passes.count,
-        steps=passes.count // 3,  # a training step is three
+        steps=passes.count // (3 * stacked),  # a training step is three
         parallel=1,
-        peak_bytes=4 * (3 * cost.parameters + 2 * cost.activations * passes.batch * passes.kept),
+        peak_bytes=stacked * one,
     )
 
 

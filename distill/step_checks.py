@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 from distill.contracts import Method, Source, StepKind
 from distill.errors import InputError
 from distill.selection import Selector, class_budget, source_counts
+
+
+@runtime_checkable
+class FollowsImages(Protocol):
+    """A step that can refuse the number of images of the step before."""
+
+    def check_previous(self, images: int) -> None:
+        """Raise InputError where so many images cannot serve."""
 
 
 def check_places(steps: Sequence[Method]) -> None:
@@ -32,6 +41,7 @@ def check_steps(steps: Sequence[Method], source: Source) -> None:
             step.check(source, follows)
         follows = step.kind
     _check_budgets(steps, source)
+    _check_numbers(steps, source)
 
 
 def _check_budgets(steps: Sequence[Method], source: Source) -> None:
@@ -44,11 +54,31 @@ def _check_budgets(steps: Sequence[Method], source: Source) -> None:
             counts = class_budget(counts, source.classes, step.config)
 
 
+def _check_numbers(steps: Sequence[Method], source: Source) -> None:
+    """Tell each step that asks how many images the steps before it will leave."""
+    before: int | None = None
+    for number, step in enumerate(steps):
+        if before is not None and isinstance(step, FollowsImages):
+            with step_named(number, step):
+                step.check_previous(before)
+        estimate = step.estimate(train=len(source.train), classes=len(source.classes), before=before)
+        before = estimate.images
+
+
 @contextmanager
 def step_named(number: int, step: Method) -> Iterator[None]:
-    """Put the step's place in the recipe into an InputError that names none."""
+    """Put the step's place in the recipe into an InputError that names none, or an option of the step."""
     try:
         yield
     except InputError as error:
-        error.where = error.where or f"steps.{number}.{step.name}"
+        if not error.where:
+            error.where = f"steps.{number}.{step.name}"
+        elif _is_option(error.where, step):
+            error.where = f"steps.{number}.{error.where}"
         raise
+
+
+def _is_option(where: str, step: Method) -> bool:
+    """Whether it is NAME.OPTION of the step."""
+    name, _, path = where.partition(".")
+    return name == step.name and path.split(".")[0] in type(step.config).model_fields

@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from distill import pipeline
 from distill.dry_run import PROCESS_BYTES, START_SECONDS, WORKERS_SECONDS
+from distill.errors import InputError
 from distill.pipeline import dry_run
 
 TINY = {
@@ -93,3 +96,66 @@ def test_matching_tells_its_memory_and_its_disk(tmp_path: Path) -> None:
     assert cached(many) == pytest.approx(10 * cached(few), rel=0.02), "30 checkpoints instead of 3"
     longer = (MATCHING, "steps.0.experts.model=convnet", "steps.0.inner_steps=3000")
     assert told(tmp_path, *longer, "steps.0.gradient=unroll")[1] > 2 * told(tmp_path, *longer)[1]
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of workers would hide that of matching."""
+    monkeypatch.setenv("DISTILL_WORKERS", "1")
+
+
+def test_looking_for_flat_minima_costs_twice(tmp_path: Path) -> None:
+    """A step of GSAM takes two gradients; matching itself is next to nothing here."""
+    longer = (MATCHING, "steps.0.iterations=1", "steps.0.start_epochs.last=9000")
+    start, plain = told(tmp_path)[0], told(tmp_path, *longer)[0]
+    flat = told(tmp_path, *longer, "steps.0.experts.gsam_rho=0.01")[0]
+    assert flat - start == pytest.approx(2 * (plain - start), rel=0.1)
+
+
+def test_students_take_memory_together_on_a_gpu_and_in_turn_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_worker: None
+) -> None:
+    longer = (MATCHING, "steps.0.experts.model=convnet", "steps.0.inner_steps=3000")
+    many = (*longer, "steps.0.students=20")
+    assert told(tmp_path, *many)[1] == told(tmp_path, *longer)[1]
+    monkeypatch.setattr(pipeline, "choose_device", lambda name: torch.device("cuda"))
+    assert told(tmp_path, *many)[1] > 5 * told(tmp_path, *longer)[1]
+
+
+def test_the_way_back_keeps_the_weights_of_every_step(tmp_path: Path, one_worker: None) -> None:
+    """4 bytes a parameter and step; segments keep one in k."""
+    width = "steps.0.experts.model={name: mlp, width: 2000, depth: 1}"
+    few, many = (told(tmp_path, MATCHING, width, f"steps.0.inner_steps={steps}")[1] for steps in (1, 4001))
+    parameters = 2000 * (64 + 1) + 10 * (2000 + 1)
+    assert many - few == pytest.approx(4000 * 4 * parameters, rel=0.2)
+    segments = (MATCHING, width, "steps.0.inner_steps=4001", "steps.0.segment=100")
+    assert told(tmp_path, *segments)[1] < few + (many - few) / 10
+
+
+def test_fitting_the_whitening_takes_memory(tmp_path: Path, one_worker: None) -> None:
+    cifar = f"data={{name: cifar10, folder: {tmp_path}/none}}"
+    plain, whitened = (told(tmp_path, MATCHING, cifar, f"steps.0.zca={zca}")[1] for zca in ("false", "true"))
+    expected = 24 * (3 * 32 * 32) ** 2
+    assert whitened - plain == pytest.approx(expected, rel=0.2), "networks come after it, and take less"
+
+
+@pytest.mark.parametrize(
+    ("options", "where", "said"),
+    [
+        ("inner_batch=11", "steps.1.trajectory.inner_batch", "1 to 10, or null for all"),
+        (
+            "experts.model={name: convnet, norm: batch}",
+            "steps.1.trajectory.experts.model",
+            "networks without batch norm",
+        ),
+        ("experts.model={name: convnet, depth: 7}", "steps.1.trajectory.experts.model", "depth 1 to 3"),
+    ],
+)
+def test_what_a_later_step_will_refuse_is_refused(
+    tmp_path: Path, options: str, where: str, said: str
+) -> None:
+    recipe = {**TINY, "steps": [{"kcenter": {"ipc": 1}}, {"trajectory": {"iterations": 3}}]}
+    assert "would run 2 steps" in dry_run(recipe, out=tmp_path / "out", device="cpu")
+    with pytest.raises(InputError) as caught:
+        dry_run(recipe, [f"steps.1.{options}"], out=tmp_path / "out", device="cpu")
+    assert (caught.value.where, caught.value.allowed) == (where, said)

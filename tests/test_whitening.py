@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from distill import whitening as whitening_module
+from distill.cache.identity import preprocessing_parts
+from distill.errors import InputError, MemoryExhaustedError
 from distill.preprocessing import Transform
 from distill.whitening import EPS, fit_zca
 
@@ -55,3 +59,60 @@ def test_blocks_do_not_change_it(images: torch.Tensor, monkeypatch: pytest.Monke
 def test_a_pixel_that_never_changes() -> None:
     made = fit_zca(torch.full((5, 1, 2, 2), 9, dtype=torch.uint8))
     assert made.zca is not None and torch.from_numpy(made.zca).isfinite().all()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_do_not_change_it() -> None:
+    """One bit in it, and experts that are kept would be trained again. Of this size, two threads round otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (300, 3, 12, 12), generator=generator, dtype=torch.uint8)
+    two = fit_zca(images)
+    assert torch.get_num_threads() == 2, "put back"
+    torch.set_num_threads(1)
+    one = fit_zca(images)
+    assert preprocessing_parts(two) == preprocessing_parts(one)
+    assert two.zca_inverse is not None and one.zca_inverse is not None
+    assert two.zca_inverse.tobytes() == one.zca_inverse.tobytes()
+
+
+@pytest.mark.parametrize(("count", "found"), [(0, "0 training images"), (1, "1 training image")])
+def test_too_few_images_are_refused(count: int, found: str, images: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="ZCA whitening needs the covariance") as caught:
+        fit_zca(images[:count])
+    assert caught.value.found == found
+    assert caught.value.allowed == "2 training images or more"
+    assert "leave zca out" in str(caught.value)
+
+
+def test_two_images_are_enough(images: torch.Tensor) -> None:
+    made = fit_zca(images[:2])
+    assert made.zca is not None and torch.from_numpy(made.zca).isfinite().all()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_images_that_are_too_large_for_the_memory() -> None:
+    """The covariance of 3 x 1024 x 1024 pixel values is 72 TiB."""
+    images = torch.zeros(1, dtype=torch.uint8).expand(2, 3, 1024, 1024)
+    with pytest.raises(MemoryExhaustedError, match="ZCA whitening to images of 3 x 1024 x 1024 px") as caught:
+        fit_zca(images)
+    assert "lower data.resize" in str(caught.value)
+    assert torch.get_num_threads() == 2
+
+
+def test_other_errors_of_the_decomposition_pass(
+    images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(matrix: torch.Tensor) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    with pytest.raises(RuntimeError, match="something else"):
+        fit_zca(images)

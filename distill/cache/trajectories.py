@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from distill.cache.folder import describe
 from distill.contracts import Progress
-from distill.errors import InputError
+from distill.errors import DamagedDataError, InputError
 from distill.files import disk_errors, remove_stale_partials, write_atomically, write_bytes_atomically
 
 FORMAT = 1
@@ -75,6 +75,11 @@ class Layout:
         """P."""
         return sum(prod(shape) for shape in self.shapes.values())
 
+    @property
+    def row_shape(self) -> tuple[int, int]:
+        """Of an expert's row: (checkpoints, P)."""
+        return len(self.epochs), self.parameters
+
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a checkpoint (P,), or of K of them (K, P), by name: (..., *shape)."""
         parts = vector.split([prod(shape) for shape in self.shapes.values()], dim=-1)
@@ -91,15 +96,25 @@ class Trajectories:
         path: the array's file.
         layout: what it holds.
         experts: how many of its rows, from the first, may be read.
+
+    Raises:
+        DamagedDataError: the file is gone, or holds something else: it was replaced after the experts were finished.
     """
 
     def __init__(self, path: Path, layout: Layout, experts: int) -> None:
         self.path = path
         self.layout = layout
         header = _read_header(path)
-        assert header is not None, "experts are finished before they are read"
+        shape = (experts, *layout.row_shape)
+        if header is None or not header.fits(layout) or header.shape[0] < experts:
+            raise DamagedDataError(
+                "the array of trajectories is not the one that was written",
+                where=str(path),
+                found="no such array" if header is None else f"float32 {header.shape}",
+                allowed=f"float32 {shape}, or more experts",
+                fix="run it again: experts that are not there are trained anew",
+            )
         # Mapped as far as it is asked for: the file may have been cut behind that.
-        shape = (experts, *header.shape[1:])
         self._weights = np.memmap(path, dtype="<f4", mode="r", offset=header.start, shape=shape)
 
     @property
@@ -155,10 +170,10 @@ class TrajectoryFolder:
         describe(self.folder / HEADER, facts)
 
     def make_room(self, experts: int) -> None:
-        """Let the array hold at least that many experts; rows that are there stay."""
-        shape = (experts, len(self.layout.epochs), self.layout.parameters)
+        """Let the array hold at least that many experts; rows that are there stay, unless they are of another shape."""
+        shape = (experts, *self.layout.row_shape)
         header = _read_header(self.path)
-        if header is None:
+        if header is None or not header.fits(self.layout):
             write_atomically(self.path, partial(_create, shape))
             return
         with disk_errors(self.path):
@@ -182,7 +197,9 @@ class TrajectoryFolder:
         # The marks of rows written since are younger than the array; only a change without one needs a comparison.
         if self._state(marks) == _text(self.folder / _CHECKED):
             return set(marks)
-        for expert in damaged_experts(self.folder):
+        header = _read_header(self.path)
+        fits = header is not None and header.fits(self.layout)
+        for expert in damaged_experts(self.folder) if fits else sorted(marks):
             self.progress.warn(f"expert {expert} in {self.path} is damaged and will be trained again")
             (self.folder / f"expert-{expert:05d}.{marks.pop(expert)}").unlink(missing_ok=True)
         self.remember()
@@ -226,7 +243,11 @@ def damaged_experts(folder: Path) -> list[int]:
     if header is None:  # absent, or no array
         return sorted(marks)
     with (folder / WEIGHTS).open("rb") as file:
-        return [expert for expert in sorted(marks) if _row_sha256(file, header, expert) != marks[expert]]
+        return [
+            expert
+            for expert in sorted(marks)
+            if expert >= header.shape[0] or _row_sha256(file, header, expert) != marks[expert]
+        ]
 
 
 def experts_held(folder: Path) -> int | None:
@@ -247,6 +268,10 @@ class _Header:
     shape: tuple[int, int, int]
     start: int
 
+    def fits(self, layout: Layout) -> bool:
+        """Whether its rows are those of the layout."""
+        return self.shape[1:] == layout.row_shape
+
     @property
     def row_bytes(self) -> int:
         """Of an expert."""
@@ -263,11 +288,11 @@ def _read_header(path: Path) -> _Header | None:
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
             start = file.tell()
     except (OSError, ValueError):
         return None
-    if len(shape) != 3 or dtype.str != "<f4":
+    if len(shape) != 3 or by_columns or dtype.str != "<f4":
         return None
     return _Header((shape[0], shape[1], shape[2]), start)
 

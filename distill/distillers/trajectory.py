@@ -10,23 +10,24 @@ target`); Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Alig
 Dataset Distillation", CVPR 2023 (`average`, and the experts' `gsam_rho`).
 
 Where this differs from the released codes: the gradient is exact in memory that does not fill with the steps; beta is
-held as its logarithm; experts train for the epochs that are read and no longer; augmentation is drawn for each image;
-the set carries beta, the augmentation and, in pixels that anyone can show, unwhitened images; nothing is chosen by test
-accuracy: the last step counts.
+held as its logarithm; experts train no longer than they are read, unless they are asked to; augmentation is drawn for
+each image; the set carries beta, the augmentation and, in pixels that anyone can show, unwhitened images; nothing is
+chosen by test accuracy: the last step counts.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, overload
+from typing import Any, overload
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.cache.experts import ExpertConfig, ExpertTraining, record_trajectories
+from distill.cache.experts import record_trajectories
 from distill.cache.trajectories import Trajectories
 from distill.contracts import (
     Context,
@@ -39,20 +40,21 @@ from distill.contracts import (
     StepKind,
     Training,
 )
-from distill.errors import InputError
+from distill.errors import InputError, NonFiniteError
 from distill.labels.codecs import encode
-from distill.matching.gradient import Gradient, Learned
+from distill.matching.admission import refuse_network, refuse_still
+from distill.matching.gradient import Learned, Matched
 from distill.matching.initial import mean_logits, noise, rightly_classified
 from distill.matching.learning import Rates, State
 from distill.matching.networks import FlatNetworks
+from distill.matching.options import Experts, MatchingConfig
 from distill.matching.students import Students
-from distill.matching.windows import StartEpochs
-from distill.models import ModelSpec, build, describe, model_config
+from distill.models import build, describe
 from distill.models.cost import forward_cost
 from distill.preprocessing import Transform
-from distill.selection import Distiller, ImagesConfig, random_subset
+from distill.selection import Distiller, random_subset
 from distill.training.batches import DeviceImages
-from distill.training.config import Augment, NonNegative, Positive, Strict
+from distill.training.config import TrainConfig
 from distill.training.job import Pool
 from distill.training.memory import memory_errors
 from distill.training.threads import at_most_threads, useful_threads
@@ -60,27 +62,8 @@ from distill.whitening import fit_zca
 
 _SAVE_SECONDS = 20.0
 _TELL_STEPS = 50
-_FIX_MEMORY = "lower segment, students or inner_batch, or use a smaller network"
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Experts(Strict):
-    """Networks trained on the data by plain SGD, whose ways are followed.
-
-    `epochs: null` trains as long as matching reads: `start_epochs.last` + `expert_epochs`. A `gsam_rho` above 0 makes
-    their ways flatter (Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022).
-    """
-
-    model: ModelSpec = Field(default_factory=lambda: model_config("convnet"))
-    count: Count = 100
-    epochs: Count | None = None
-    lr: Positive = 0.01
-    momentum: Share = 0.0
-    batch_size: Count = 256
-    gsam_rho: NonNegative = 0.0
-    gsam_alpha: NonNegative = 0.3
+_PATIENCE = 50
+_FIX_MEMORY = "set gradient: exact, lower segment, students or inner_batch, or use a smaller network"
 
 
 class TrajectoryMatching(Distiller):
@@ -90,72 +73,8 @@ class TrajectoryMatching(Distiller):
     lacks = "does not know how many images to learn"
     takes = "begins with"
 
-    class Config(ImagesConfig):
-        """Options.
-
-        Step sizes are of plain SGD on what networks take (`lr_images`), on the logarithm of the students' learning rate
-        (`lr_log_lr`) and on the logits of learned labels (`lr_labels`).
-        """
-
-        experts: Experts = Experts()
-        start_epochs: StartEpochs = StartEpochs()
-        expert_epochs: Count = 2
-        iterations: Count = 5000
-        students: Count = 1
-        inner_steps: Count = 30
-        inner_batch: Count | None = None
-        gradient: Gradient = "exact"
-        segment: Count = 1
-        init: Literal["real", "right", "noise"] = "real"
-        labels: Literal["hard", "target", "learned"] = "hard"
-        student_lr: Positive = 0.01
-        lr_images: Positive = 100.0
-        lr_log_lr: NonNegative = 0.1
-        lr_labels: Positive = 2.0
-        momentum: Share = 0.5
-        labels_momentum: Share = 0.9
-        average: Share | None = None
-        augment: Augment = "dsa"
-        zca: bool = False
-        diverged: Positive = 10.0
-
-        @model_validator(mode="after")
-        def _window_is_recorded(self) -> Self:
-            if self.experts.epochs is not None and self.experts.epochs < self.epochs_read:
-                raise ValueError(
-                    f"start_epochs.last {self.start_epochs.last} + expert_epochs {self.expert_epochs} reaches past the "
-                    f"experts.epochs {self.experts.epochs} that are recorded: lower start_epochs.last to "
-                    f"{max(0, self.experts.epochs - self.expert_epochs)}, or leave experts.epochs out"
-                )
-            if self.segment > 1 and self.gradient != "exact":
-                raise ValueError(
-                    f"segment {self.segment} belongs to gradient: exact, and gradient is {self.gradient}"
-                )
-            return self
-
-        @property
-        def epochs_read(self) -> int:
-            """The last epoch of an expert that matching can read."""
-            return self.start_epochs.last + self.expert_epochs
-
-        @property
-        def expert_config(self) -> ExpertConfig:
-            asked = self.experts
-            return ExpertConfig(
-                model=asked.model,
-                experts=asked.count,
-                train=ExpertTraining(
-                    lr=asked.lr,
-                    momentum=asked.momentum,
-                    batch_size=asked.batch_size,
-                    epochs=asked.epochs or self.epochs_read,
-                    augment=self.augment,
-                    gsam_rho=asked.gsam_rho,
-                    gsam_alpha=asked.gsam_alpha,
-                ),
-            )
-
-    config: Config
+    Config = MatchingConfig
+    config: MatchingConfig
 
     def check_place(self, follows: StepKind | None) -> None:
         super().check_place(follows)
@@ -170,17 +89,30 @@ class TrajectoryMatching(Distiller):
         super().check(source, follows)
         if self.config.ipc is not None:
             self._refuse_batch_beyond(self.config.ipc * len(source.classes))
+        try:
+            model = self.config.experts.model
+            refuse_network(model, image_shape=source.image_shape, classes=len(source.classes))
+        except InputError as error:
+            error.where = error.where or "trajectory.experts.model"
+            raise
+
+    def check_previous(self, images: int) -> None:
+        """Raise InputError where so many images of the step before cannot serve."""
+        self._refuse_batch_beyond(images)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         config, asked = self.config, self.config.expert_config
         images = self.images(classes=classes, before=before)
         expert = Training(asked.model, asked.train, train, checkpoints=asked.train.epochs + 1)
         steps = config.iterations * config.students * config.inner_steps
+        unrolled = config.inner_steps if config.gradient == "unroll" else config.segment
         matching = Passes(
             asked.model,
             batch=config.inner_batch or images,
             count=steps * (9 if config.gradient == "unroll" else 12),
-            kept=4 * (config.inner_steps if config.gradient == "unroll" else config.segment),
+            kept=4 * unrolled,
+            copies=3 + config.inner_steps // unrolled,
+            stacked=config.students,
         )
         return Estimate(
             images=images,
@@ -193,26 +125,29 @@ class TrajectoryMatching(Distiller):
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         config = self.config
         if previous is not None:
-            self._refuse_batch_beyond(_size(previous))
+            self.check_previous(_size(previous))
         preprocessing = fit_zca(source.train.images) if config.zca else Preprocessing(source.mean, source.std)
         experts = record_trajectories(ctx, source, config.expert_config, preprocessing=preprocessing)
+        if len(source.classes) > 1:
+            window = config.start_epochs
+            starts = range(window.first, window.last + 1)
+            refuse_still(experts, starts=starts, epochs=config.expert_epochs)
         with memory_errors("trajectory matching", fix=_FIX_MEMORY):
-            networks = _networks(config.experts.model, source, experts, ctx.device)
-            last = _LastCheckpoints(experts, config.epochs_read, ctx.device)
+            networks = _networks(config.experts, source, experts, ctx.device)
+            last = _Checkpoints(experts, experts.epochs[-1], ctx.device)
             images, labels = self._begin(ctx, source, previous, preprocessing, networks, last)
             logits = None
             if config.labels == "learned":
                 logits = mean_logits(networks, last, images, labels.to(ctx.device))
             students = self._students(ctx, networks, experts, len(images))
             with at_most_threads(self._threads(source, students.batch)):
-                state = self._learn(ctx, students, images, labels.to(ctx.device), logits)
+                state = self._learn(ctx, source, students, images, labels.to(ctx.device), logits)
             if config.labels == "target":
-                logits = mean_logits(networks, last, state.result, None)
+                goals = _Checkpoints(experts, config.epochs_read, ctx.device)
+                logits = mean_logits(networks, goals, state.result, None)
             elif config.labels == "learned":
                 logits = state.labels
-        made = self._emit(ctx, source, state, labels, logits, preprocessing)
-        _state_path(ctx).unlink(missing_ok=True)
-        return made
+        return self._emit(ctx, source, state, labels, logits, preprocessing)
 
     def _begin(
         self,
@@ -225,6 +160,10 @@ class TrajectoryMatching(Distiller):
     ) -> tuple[Tensor, Tensor]:
         """Images as networks take them, (N, Ch, H, W) on the device, and classes (N,)."""
         if isinstance(previous, DistilledSet):
+            if previous.soft is not None:
+                ctx.progress.note(
+                    f"the soft labels of the step before are left out: trajectory has labels: {self.config.labels}"
+                )
             pool = Pool(previous.images, previous.labels, preprocessing)
             return _gather(DeviceImages(pool, ctx.device)), previous.labels
         train = Pool(source.train.images, source.train.labels, preprocessing)
@@ -260,6 +199,7 @@ class TrajectoryMatching(Distiller):
             segment=config.segment,
             seed=ctx.derive("matching"),
             device=ctx.device,
+            stacked=ctx.device.type != "cpu",
         )
 
     def _threads(self, source: Source, batch: int) -> int:
@@ -268,17 +208,24 @@ class TrajectoryMatching(Distiller):
         return useful_threads(3 * batch * cost.flops)
 
     def _learn(
-        self, ctx: Context, students: Students, images: Tensor, labels: Tensor, logits: Tensor | None
+        self,
+        ctx: Context,
+        source: Source,
+        students: Students,
+        images: Tensor,
+        labels: Tensor,
+        logits: Tensor | None,
     ) -> State:
         """Take the outer steps; from where a killed run left off."""
         config, path = self.config, _state_path(ctx)
-        if path.exists():
-            state = State.load(path, ctx.device)
-            ctx.progress.note(f"matching goes on after {state.step} of {config.iterations} steps")
-        else:
-            state = State.begin(
-                images, lr=config.student_lr, labels=logits, average=config.average is not None
+        state = State.begin(images, lr=config.student_lr, labels=logits, average=config.average is not None)
+        if len(source.classes) == 1:
+            ctx.progress.note(
+                "experts of one class learn nothing to match: the images stay what they began as"
             )
+            return state
+        identity = self._identity(ctx, source, state)
+        state = self._left_off(ctx, state, identity)
         saved = time.monotonic()
         losses: list[Tensor] = []
         title = f"match {describe(config.experts.model)}"
@@ -294,16 +241,35 @@ class TrajectoryMatching(Distiller):
                 matched = students.match(state.step, learned, own_labels=config.labels == "target")
                 if state.learn(matched, self._rates):
                     losses.append(matched.loss.mean())
+                elif state.skipped == 1:
+                    self._tell_first_skip(ctx, state, matched)
                 task.advance(1)
-                if state.step % _TELL_STEPS == 0 and losses:
+                ended = state.step == config.iterations
+                if ended or state.step % _TELL_STEPS == 0:
                     self._record(ctx, state, losses)
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    state.save(path)
+                if ended or time.monotonic() - saved > _SAVE_SECONDS:
+                    state.save(path, identity=identity)
                     saved = time.monotonic()
-        if losses:
-            self._record(ctx, state, losses)
         self._tell(ctx, state)
         return state
+
+    def _identity(self, ctx: Context, source: Source, state: State) -> str:
+        """Names what a kept state must be a state of."""
+        shapes = {name: list(value.shape) for name, value in vars(state).items() if isinstance(value, Tensor)}
+        facts = [self.config.model_dump(mode="json"), ctx.seed, source.train.fingerprint, shapes]
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _left_off(self, ctx: Context, begun: State, identity: str) -> State:
+        """Where a killed run left off, or where it begins."""
+        path = _state_path(ctx)
+        if not path.exists():
+            return begun
+        kept = State.load(path, ctx.device, identity=identity)
+        if kept is None:
+            ctx.progress.warn(f"{path} is damaged, or was kept by another run: matching begins anew")
+            return begun
+        ctx.progress.note(f"matching goes on after {kept.step} of {self.config.iterations} steps")
+        return kept
 
     @property
     def _rates(self) -> Rates:
@@ -316,22 +282,30 @@ class TrajectoryMatching(Distiller):
             labels_momentum=config.labels_momentum,
             average=config.average,
             diverged=config.diverged,
+            patience=min(_PATIENCE, config.iterations),
         )
 
     def _record(self, ctx: Context, state: State, losses: list[Tensor]) -> None:
-        """To the log: the mean loss since the last record, and beta."""
-        loss = float(torch.stack(losses).mean())
+        """To the log: the mean loss since the last record, null where all steps were left out, and beta."""
+        loss = float(torch.stack(losses).mean()) if losses else None
         ctx.progress.record(
             "match", step=state.step, loss=loss, student_lr=float(state.lr), skipped=state.skipped
         )
         losses.clear()
 
+    def _tell_first_skip(self, ctx: Context, state: State, matched: Matched) -> None:
+        ctx.progress.warn(
+            f"step {state.step} is left out: its loss is {float(matched.loss.max()):.4g}, or what it leads to is not "
+            "finite; log.jsonl counts those that follow"
+        )
+
     def _tell(self, ctx: Context, state: State) -> None:
         ctx.progress.note(f"the students' learning rate became {float(state.lr):.4g}")
         if state.skipped:
             ctx.progress.warn(
-                f"{state.skipped} of {state.step} steps were left out because their loss was not finite or above "
-                f"{self.config.diverged:g}; lower lr_images, lr_log_lr or inner_steps if they are many"
+                f"{state.skipped} of {state.step} steps were left out because their loss, or what they led to, was not "
+                f"finite, or their loss above {self.config.diverged:g}; lower lr_images, lr_log_lr or inner_steps if "
+                "they are many"
             )
 
     def _emit(
@@ -356,11 +330,11 @@ class TrajectoryMatching(Distiller):
             soft = encode(logits.cpu()[None], codec="full", temperature=1.0, teacher=teacher)
             training |= {"temperature": 1.0, "loss": "cross_entropy"}
         return DistilledSet(
-            images=Transform(preprocessing).pixels(state.result.cpu()).half().contiguous(),
+            images=_float16(Transform(preprocessing).pixels(state.result.cpu())),
             labels=labels,
             classes=source.classes,
             preprocessing=preprocessing,
-            train=ctx.train.model_copy(update=training),
+            train=TrainConfig.model_validate({**ctx.train.model_dump(), **training}),
             soft=soft,
             provenance={"student_lr": float(state.lr), "steps": state.step, "skipped": state.skipped},
         )
@@ -377,7 +351,7 @@ class TrajectoryMatching(Distiller):
             )
 
 
-class _LastCheckpoints(Sequence[Tensor]):
+class _Checkpoints(Sequence[Tensor]):
     """The weights (P,) of every expert after `epoch` epochs, read when they are asked for."""
 
     def __init__(self, experts: Trajectories, epoch: int, device: torch.device) -> None:
@@ -398,9 +372,26 @@ class _LastCheckpoints(Sequence[Tensor]):
         return self.experts.after(number, self.epoch).to(self.device)
 
 
-def _networks(model: Strict, source: Source, experts: Trajectories, device: torch.device) -> FlatNetworks:
-    module = build(model, image_shape=source.image_shape, classes=len(source.classes), seed=0)
+def _networks(asked: Experts, source: Source, experts: Trajectories, device: torch.device) -> FlatNetworks:
+    module = build(asked.model, image_shape=source.image_shape, classes=len(source.classes), seed=0)
     return FlatNetworks(module.to(device), experts.layout)
+
+
+def _float16(pixels: Tensor) -> Tensor:
+    """Pixels as a set holds them.
+
+    Raises:
+        NonFiniteError: they have left what float16 can hold.
+    """
+    held = pixels.half().contiguous()
+    if not bool(held.isfinite().all()):
+        raise NonFiniteError(
+            "learned images have left the range of float16, which a set holds",
+            where="trajectory",
+            found=f"pixels up to {float(pixels.abs().max()):g} times white",
+            fix="lower lr_images (a tenth is a good next try)",
+        )
+    return held
 
 
 def _gather(images: DeviceImages) -> Tensor:

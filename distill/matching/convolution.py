@@ -147,6 +147,7 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None, q: Tensor | None) -> tuple[Tensor | None, ...]:
         g, x, w = ctx.saved_tensors
         options: _Options = ctx.options
+        assert q is None or v is not None, "of a layer's filters and bias both are parameters"
         to_g = to_x = to_w = None
         if v is not None:
             to_g = options.forward(x, v, q)

@@ -199,11 +199,10 @@ class _Walk:
         with self.networks.products_only() as products:
             (gradient,) = torch.autograd.grad(self._loss(theta, batches[0], step), theta, create_graph=True)
             leaves = self._leaves(batches)
-            away = -self.lr * behind
-            found = list(torch.autograd.grad(gradient, [theta, *leaves] if wants_theta else leaves, away))
-        before = behind + found.pop(0) if wants_theta else behind
-        self.lr_sum -= (gradient.detach() * behind).sum() - products.take() / self.lr
-        self._collect(batches, found)
+            found = list(torch.autograd.grad(gradient, [theta, *leaves] if wants_theta else leaves, behind))
+        before = torch.addcmul(behind, found.pop(0), self.lr, value=-1) if wants_theta else behind
+        self.lr_sum -= (gradient.detach() * behind).sum() + products.take()
+        self._collect(batches, [-self.lr * part for part in found])
         return before
 
     def _leaves(self, batches: Sequence[_Batch]) -> list[Tensor]:

@@ -4,14 +4,16 @@ Plain SGD with momentum on each, m <- mu m + gradient, value <- value - lr m, as
 learning rate beta is held as log beta, which cannot become negative (theirs can, and evaluation then fails); a step of
 size s on log beta moves beta as a step of size s beta^2 on beta itself does.
 
-A step whose loss is not finite, or far above what any sensible student reaches, is left out: neither values nor momenta
-see it. Everything a step changes is in `State`, which is kept in one file: a killed run goes on with the same bytes.
+A step is left out, so that neither values nor momenta see it, where its loss is not finite or far above what any
+sensible student reaches, or where it would lead to values that are not finite or to a rate of 0 (finite gradients can).
+Everything a step changes is in `State`, which is kept in one file: a killed run goes on with the same bytes.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,6 @@ from torch import Tensor
 from distill.errors import NonFiniteError
 from distill.files import write_bytes_atomically
 from distill.matching.gradient import Matched
-
-_PATIENCE = 50  # steps left out one after another, after which a run is not believed to recover
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Rates:
         labels_momentum: of labels.
         average: decay of the moving average of the images, None for none.
         diverged: loss above which a step is left out.
+        patience: steps left out one after another, after which a run is not believed to recover.
     """
 
     images: float
@@ -47,6 +48,7 @@ class Rates:
     labels_momentum: float
     average: float | None
     diverged: float
+    patience: int
 
 
 @dataclass
@@ -108,31 +110,34 @@ class State:
             NonFiniteError: many in a row had to be left out.
         """
         self.step += 1
-        if not self._is_sound(matched, rates.diverged):
+        moves = self._moves(matched, rates)
+        if not _is_sound(matched.loss, moves, rates.diverged):
             self.skipped += 1
             self.in_a_row += 1
-            if self.in_a_row == _PATIENCE:
+            if self.in_a_row >= rates.patience:
                 raise _hopeless(matched, self, rates)
             return False
         self.in_a_row = 0
-        _descend(self.images, self.images_momentum, matched.images, rates.images, rates.momentum)
-        slope = matched.lr * self.lr  # dL / dlog beta
-        _descend(self.log_lr, self.log_lr_momentum, slope, rates.log_lr, rates.momentum)
-        if matched.labels is not None:
-            _descend(self.labels, self.labels_momentum, matched.labels, rates.labels, rates.labels_momentum)
+        for move in moves:
+            move.commit()
         if rates.average is not None:
             self.average.lerp_(self.images, 1 - rates.average)
         return True
 
-    def _is_sound(self, matched: Matched, diverged: float) -> bool:
-        sums = [matched.loss.max(), matched.images.sum(), matched.lr]
+    def _moves(self, matched: Matched, rates: Rates) -> list[_Move]:
+        """Of log beta, of the images, and of the labels where they are learned."""
+        slope = matched.lr * self.lr  # dL / dlog beta
+        moves = [
+            _Move(self.log_lr, self.log_lr_momentum, slope, rates.log_lr, rates.momentum),
+            _Move(self.images, self.images_momentum, matched.images, rates.images, rates.momentum),
+        ]
         if matched.labels is not None:
-            sums.append(matched.labels.sum())
-        worst, *rest = torch.stack(sums).tolist()  # one wait for the device
-        return worst <= diverged and all(math.isfinite(value) for value in rest)
+            own = (self.labels, self.labels_momentum, matched.labels)
+            moves.append(_Move(*own, rates.labels, rates.labels_momentum))
+        return moves
 
-    def save(self, path: Path) -> None:
-        """Keep it, in one move."""
+    def save(self, path: Path, *, identity: str) -> None:
+        """Keep it, in one move, beside the name of what it is a state of."""
         arrays = {
             field.name: value.cpu().numpy()
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -140,20 +145,26 @@ class State:
             for field in fields(self)
         }
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, identity=np.array(identity), **arrays)  # type: ignore[arg-type]
         write_bytes_atomically(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> State:
-        """What `save` kept."""
-        with np.load(path, allow_pickle=False) as kept:
-            values = {name: kept[name] for name in kept.files}
-        state: dict[str, Any] = {name: int(values.pop(name)) for name in ("step", "skipped", "in_a_row")}
-        state |= {name: torch.from_numpy(value).to(device) for name, value in values.items()}
-        for name in ("images", "images_momentum", "average"):
-            if len(state[name]):
-                state[name] = _canonical(state[name])
-        return cls(**state)
+    def load(cls, path: Path, device: torch.device, *, identity: str) -> State | None:
+        """What `save` kept; None where the file is damaged, or of another identity."""
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                values = {name: kept[name] for name in kept.files}
+            if str(values.pop("identity")) != identity:
+                return None
+            state: dict[str, Any] = {name: int(values.pop(name)) for name in ("step", "skipped", "in_a_row")}
+            state |= {name: torch.from_numpy(value).to(device) for name, value in values.items()}
+            loaded = cls(**state)
+        except Exception:  # a broken archive raises what it likes
+            return None
+        loaded.images, loaded.images_momentum = _canonical(loaded.images), _canonical(loaded.images_momentum)
+        if len(loaded.average):
+            loaded.average = _canonical(loaded.average)
+        return loaded
 
 
 def _canonical(images: Tensor) -> Tensor:
@@ -161,16 +172,37 @@ def _canonical(images: Tensor) -> Tensor:
     return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
 
 
-def _descend(value: Tensor, momentum: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
-    momentum.mul_(decay).add_(gradient)
-    value.sub_(momentum, alpha=lr)
+class _Move:
+    """One step of SGD, beside the value and its momentum until it is committed."""
+
+    def __init__(self, value: Tensor, momentum: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
+        self._value, self._momentum = value, momentum
+        self._new_momentum = momentum.mul(decay).add_(gradient)
+        self.value = value.sub(self._new_momentum, alpha=lr)
+
+    def commit(self) -> None:
+        """Into the same memory, whose layout decides the last bits of what is computed from it."""
+        self._value.copy_(self.value)
+        self._momentum.copy_(self._new_momentum)
+
+
+def _is_sound(loss: Tensor, moves: Sequence[_Move], diverged: float) -> bool:
+    """Whether the loss is one of a sensible student, and what the moves, of log beta first, lead to can be used."""
+    lr = moves[0].value.exp()
+    sound = [
+        (loss <= diverged).all(),
+        lr.isfinite(),
+        lr > 0,
+        *(move.value.isfinite().all() for move in moves),
+    ]
+    return bool(torch.stack(sound).all())  # one wait for the device
 
 
 def _hopeless(matched: Matched, state: State, rates: Rates) -> NonFiniteError:
     return NonFiniteError(
-        f"matching diverged: {_PATIENCE} steps in a row had to be left out",
+        f"matching diverged: {state.in_a_row} steps in a row had to be left out",
         where=f"trajectory, outer step {state.step}",
         found=f"loss {float(matched.loss.max()):g}, learning rate of the students {float(state.lr):g}",
-        allowed=f"a finite loss of at most {rates.diverged:g}",
+        allowed=f"a finite loss of at most {rates.diverged:g}, and finite images and learning rate after the step",
         fix="lower lr_images or lr_log_lr (a tenth is a good next try), student_lr or inner_steps",
     )

@@ -1,4 +1,4 @@
-"""K students of one outer step, in the way that is fastest on the device: one stack on a GPU, one by one on a CPU."""
+"""K students of one outer step: one stack, whose kernels are shared, or one by one, which is faster on a CPU."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Students:
         gradient, segment: see `distill.matching.gradient`.
         seed: the root of all draws.
         device: where it happens.
+        stacked: whether students learn at once.
     """
 
     networks: FlatNetworks
@@ -62,6 +63,7 @@ class Students:
     segment: int
     seed: int
     device: torch.device
+    stacked: bool
 
     def draws(self, step: int) -> list[Draw]:
         """What the students of outer step `step` follow: every expert in turn, in an order that changes."""
@@ -87,7 +89,7 @@ class Students:
             own_labels: whether each student learns from the labels that its target checkpoint gives.
         """
         draws = self.draws(step)
-        groups = [[draw] for draw in draws] if self.device.type == "cpu" else [draws]
+        groups = [draws] if self.stacked else [[draw] for draw in draws]
         return _mean([self._match(group, learned, own_labels=own_labels) for group in groups])
 
     def _match(self, draws: Sequence[Draw], learned: Learned, *, own_labels: bool) -> Matched:

@@ -5,7 +5,9 @@
   threads, and a stack is slower than a loop there.
 - One network alone, in this process, with as many threads as its steps can keep busy.
 
-The way chosen changes results by rounding alone: orders, views and initial weights come from each job's seed.
+The way chosen changes results by rounding alone: orders, views and initial weights come from each job's seed. Threads
+round too. Jobs with a trajectory, of which some may be kept and others missing, have one thread on a CPU in either way:
+what an expert's weights are then does not depend on how many were trained with it.
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ class Engine:
         self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
     ) -> None:
         for number, job in enumerate(jobs):
-            with at_most_threads(useful_threads(step_flops(job))):
+            with at_most_threads(1 if job.trajectory else useful_threads(step_flops(job))):
                 done(number, self._train_group([job], report)[0])
 
     def _train_stacks(
@@ -155,12 +157,19 @@ class Engine:
     def _train_in_workers(
         self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
     ) -> None:
-        if self._workers is None:
-            self._workers = WorkerPool(worker_count())
-        results = self._workers.train(jobs, dtype=self.dtype, report=report, done=done)
+        workers = self._workers_on(cores_for(jobs))
+        results = workers.train(jobs, dtype=self.dtype, report=report, done=done)
         # At worst the hungriest jobs ran side by side.
         peaks = sorted((result.peak_bytes for result in results), reverse=True)
-        self._worker_peak = max(self._worker_peak, sum(peaks[: self._workers.count]))
+        self._worker_peak = max(self._worker_peak, sum(peaks[: workers.count]))
+
+    def _workers_on(self, cores: int) -> WorkerPool:
+        """The workers, started anew where they share another number of cores."""
+        if self._workers is not None and self._workers.count != cores:
+            self.close()
+        if self._workers is None:
+            self._workers = WorkerPool(cores)
+        return self._workers
 
     def take_worker_peak(self) -> int:
         """Bound on the worker processes' memory together since the last call, bytes; 0 if none worked."""
@@ -197,6 +206,11 @@ def stackable(jobs: Sequence[Job]) -> list[list[int]]:
         key = (*alike, number) if isinstance(job.model, TorchvisionConfig) else alike
         groups.setdefault(key, []).append(number)
     return list(groups.values())
+
+
+def cores_for(jobs: Sequence[Job]) -> int:
+    """Cores that workers share; where jobs have trajectories no more than jobs, so that each has one thread."""
+    return min(worker_count(), len(jobs)) if any(job.trajectory for job in jobs) else worker_count()
 
 
 def worker_count() -> int:

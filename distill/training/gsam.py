@@ -49,7 +49,7 @@ def replace_gradients(
     for parameter, weight in zip(parameters, before, strict=True):
         parameter.copy_(weight)
     moved = [_gradient(parameter) for parameter in parameters]
-    share = _dot(plain, moved, stacked) / _dot(moved, moved, stacked).clamp(min=_LEAST)
+    share = _dot(plain, moved, stacked) / _dot(moved, moved, stacked).clamp(min=_LEAST**2)
     for grad, own in zip(plain, moved, strict=True):
         orthogonal = grad - _like(share, own, stacked) * own
         own.sub_(orthogonal, alpha=alpha)

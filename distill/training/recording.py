@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.errors import InputError
+from distill.errors import DamagedDataError, InputError
 from distill.files import disk_errors
 
 if TYPE_CHECKING:
@@ -154,11 +154,21 @@ def _write(row: TrajectoryRow, checkpoint: int, vector: Tensor) -> None:
     """Put one checkpoint (P,) into its place; the last one of a row brings the row to the disk.
 
     It is written, not mapped: on a full disk, a mapping of a file with holes ends the process without a word.
+
+    Raises:
+        DamagedDataError: the file is not the array that was made for this network and these epochs.
     """
     with disk_errors(row.path), row.path.open("r+b") as file:
         np.lib.format.read_magic(file)
         (_, *held), _, _ = np.lib.format.read_array_header_1_0(file)
-        assert held == [len(row.epochs), len(vector)], "the array was made for this network and these epochs"
+        if held != (wanted := [len(row.epochs), len(vector)]):
+            raise DamagedDataError(
+                "the array was replaced while experts trained",
+                where=str(row.path),
+                found=f"rows of {held}",
+                allowed=f"rows of {wanted}: checkpoints and weights",
+                fix="run it again, and leave the file alone meanwhile",
+            )
         file.seek((row.expert * len(row.epochs) + checkpoint) * vector.nbytes, os.SEEK_CUR)
         file.write(vector.numpy().data)
         if checkpoint == len(row.epochs) - 1:

@@ -29,7 +29,7 @@ from distill.cache.experts import ExpertConfig, record_trajectories
 from distill.cache.trajectories import Layout, Trajectories, TrajectoryFolder, damaged_experts
 from distill.contracts import Context, Source, Split
 from distill.costs import Costs
-from distill.errors import InputError
+from distill.errors import DamagedDataError, InputError
 from distill.locks import Lock
 from distill.models import build
 from distill.progress import NullProgress
@@ -199,6 +199,67 @@ def test_damaged_rows_are_trained_again(damage: str, record: Record, trained: li
     if damage == "a number":
         assert told.warnings == [f"expert 1 in {path} is damaged and will be trained again"]
     assert damaged_experts(path.parent) == []
+
+
+def replaced(weights: np.ndarray, how: str) -> np.ndarray:
+    experts, checkpoints, parameters = weights.shape
+    if how == "fewer weights":
+        return weights[:, :, : parameters // 2]
+    if how == "other epochs":
+        return weights[:, : checkpoints - 1]
+    if how == "the same bytes":  # so that every row has its checksum
+        return weights.reshape(experts, parameters, checkpoints)
+    if how == "by columns":
+        return np.asfortranarray(weights)
+    assert how == "float64"
+    return weights.astype("<f8")
+
+
+@pytest.mark.parametrize("how", ["fewer weights", "other epochs", "the same bytes", "by columns", "float64"])
+def test_a_file_that_was_replaced_is_made_anew(
+    how: str, record: Record, trained: list[Job], told: Any
+) -> None:
+    found = record(config())
+    expected, path = whole(found), found.path
+    np.save(path, replaced(np.load(path), how))
+    trained.clear()
+    assert np.array_equal(whole(record(config())), expected)
+    assert np.array_equal(np.load(path), expected)
+    assert [job.label for job in trained] == ["expert 0", "expert 1"]
+    assert told.warnings == [
+        f"expert {number} in {path} is damaged and will be trained again" for number in range(2)
+    ]
+    assert damaged_experts(path.parent) == []
+
+
+def test_experts_behind_the_last_of_the_header_are_trained_again(record: Record, trained: list[Job]) -> None:
+    """Their bytes are there, but nobody who reads the file would find them."""
+    found = record(config())
+    expected, path = whole(found), found.path
+    np.save(path, expected[:1])
+    with path.open("ab") as file:
+        file.write(expected[1].tobytes())
+    trained.clear()
+    assert np.array_equal(whole(record(config())), expected)
+    assert np.array_equal(np.load(path), expected)
+    assert [job.label for job in trained] == ["expert 1"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [(None, "no such array"), ((2, 3, 4), "float32 (2, 3, 4)"), ((1, 4, 3), "float32 (1, 4, 3)")],
+)
+def test_an_array_of_another_shape_is_not_read(
+    shape: tuple[int, ...] | None, found: str, tmp_path: Path
+) -> None:
+    path, layout = tmp_path / "weights.npy", Layout({"w": (3,)}, tuple(range(4)))
+    if shape is not None:
+        np.save(path, np.zeros(shape, dtype="<f4"))
+    with pytest.raises(DamagedDataError, match="not the one that was written") as caught:
+        Trajectories(path, layout, 2)
+    assert caught.value.where == str(path)
+    assert caught.value.found == found
+    assert caught.value.allowed == "float32 (2, 4, 3), or more experts"
 
 
 @pytest.mark.parametrize("asked", [3, 5])

@@ -325,6 +325,9 @@ def test_one_class_alone(case: Case, make_source: MakeSource, make_context: Make
     made = as_set(run(case, ctx, source), ctx, source)
     check_set(made)
     assert made.labels.tolist() == [0] * case.images
+    assert not made.provenance.get("skipped"), (
+        "no step was left out, which would leave the images as they were"
+    )
 
 
 @every_case
@@ -358,7 +361,11 @@ def test_images_that_are_all_alike(case: Case, source: Source, make_context: Mak
     """Nothing to tell samples apart by: still the budget, and no sample twice."""
     train = Split(torch.full_like(source.train.images, 7), source.train.labels, fingerprint="all alike")
     ctx, alike = make_context(), replace(source, train=train, std=(1.0,))
-    check_set(as_set(run(case, ctx, alike), ctx, alike))
+    made = as_set(run(case, ctx, alike), ctx, alike)
+    check_set(made)
+    assert not made.provenance.get("skipped"), (
+        "no step was left out, which would leave the images as they were"
+    )
 
 
 @every_case

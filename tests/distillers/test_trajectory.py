@@ -19,10 +19,14 @@ from distill.distillers import trajectory as trajectory_module
 from distill.distillers.trajectory import TrajectoryMatching
 from distill.errors import InputError, NonFiniteError
 from distill.labels.codecs import decode
-from distill.matching.learning import State
+from distill.matching.gradient import Matched
+from distill.matching.learning import Rates, State
 from distill.models import build
 from distill.preprocessing import Transform
+from distill.progress import NullProgress
+from distill.registry import methods
 from distill.selection import random_subset
+from distill.step_checks import check_steps
 from distill.store.writer import write_set
 from distill.training.job import Job
 
@@ -47,13 +51,33 @@ def content(made: DistilledSet, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def last_experts(step: TrajectoryMatching, ctx: Context, source: Source) -> list[torch.nn.Module]:
-    """The experts as they are after the last epoch that is read."""
+class Told(NullProgress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.warnings: list[str] = []
+        self.records: list[dict[str, Any]] = []
+
+    def note(self, text: str, **facts: Any) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str, **facts: Any) -> None:
+        self.warnings.append(text)
+
+    def record(self, event: str, **facts: Any) -> None:
+        if event == "match":
+            self.records.append(facts)
+
+
+def experts_after(
+    step: TrajectoryMatching, ctx: Context, source: Source, epoch: int
+) -> list[torch.nn.Module]:
     found: Trajectories = record_trajectories(ctx, source, step.config.expert_config)
     modules = []
     for expert in range(found.shape[0]):
         module = build(step.config.experts.model, image_shape=source.image_shape, classes=3, seed=0)
-        module.load_state_dict(found.layout.views(found.after(expert, 3)))
+        module.load_state_dict(found.layout.views(found.after(expert, epoch)))
         modules.append(module.eval())
     return modules
 
@@ -77,6 +101,15 @@ def test_experts_train_for_the_epochs_that_are_read(
         ("crop", 0.1, 0.0)
     }
     assert len(trained) == 3
+
+
+def test_experts_are_trained_as_they_are_asked_for(
+    source: Source, make_context: MakeContext, trained: list[Job]
+) -> None:
+    asked = {"momentum": 0.7, "lr": 0.03, "batch_size": 5, "gsam_rho": 0.02, "gsam_alpha": 0.4}
+    method(experts={**EXPERTS, **asked}).run(make_context(), source, None)
+    for job in trained:
+        assert {name: getattr(job.config, name) for name in asked} == asked
 
 
 def test_more_epochs_may_be_asked_for(source: Source, make_context: MakeContext) -> None:
@@ -114,14 +147,17 @@ def test_it_begins_with_the_images_of_a_selection_or_a_set(source: Source, make_
     assert again.labels.tolist() == made.labels.tolist()
 
 
+@pytest.mark.parametrize("epochs", [3, 7])
 def test_images_that_experts_classify_rightly(
-    make_source: Callable[..., Source], make_context: MakeContext
+    make_source: Callable[..., Source], make_context: MakeContext, epochs: int
 ) -> None:
+    """As they are in the end, whether or not matching reads that far."""
     source, ctx = make_source((40, 40, 40)), make_context()
-    step = method(init="right", ipc=4, lr_images=1e-12, lr_log_lr=0.0)
+    asked = {**EXPERTS, "epochs": epochs}
+    step = method(init="right", ipc=4, lr_images=1e-12, lr_log_lr=0.0, experts=asked)
     made = step.run(ctx, source, None)
     pixels = (made.images.float() * 255).round().to(torch.uint8)
-    first = last_experts(step, ctx, source)[0]
+    first = experts_after(step, ctx, source, epochs)[0]
     right = says(first, source, pixels).argmax(dim=1) == made.labels
     usual = says(first, source, source.train.images).argmax(dim=1) == source.train.labels
     assert bool(right.all()) and not bool(usual.all())
@@ -137,14 +173,17 @@ def test_noise(source: Source, make_context: MakeContext) -> None:
 # --- labels
 
 
+@pytest.mark.parametrize("epochs", [3, 7])
 def test_learned_labels_begin_with_the_experts_that_are_right(
-    source: Source, make_context: MakeContext
+    source: Source, make_context: MakeContext, epochs: int
 ) -> None:
     ctx = make_context()
-    step = method(labels="learned", lr_images=1e-12, lr_log_lr=0.0, lr_labels=1e-12)
+    asked = {**EXPERTS, "epochs": epochs}
+    step = method(labels="learned", lr_images=1e-12, lr_log_lr=0.0, lr_labels=1e-12, experts=asked)
     made = step.run(ctx, source, None)
     pixels = (made.images.float() * 255).round().to(torch.uint8)
-    logits = torch.stack([says(module, source, pixels) for module in last_experts(step, ctx, source)])
+    experts = experts_after(step, ctx, source, epochs)
+    logits = torch.stack([says(module, source, pixels) for module in experts])
     right = logits.argmax(dim=2) == made.labels  # (experts, N)
     assert made.soft is not None
     stored = decode(made.soft)[0]
@@ -161,13 +200,25 @@ def test_learned_labels_are_learned(source: Source, make_context: MakeContext) -
 
 
 def test_target_labels_are_what_experts_say_of_the_images(source: Source, make_context: MakeContext) -> None:
+    """At the last goal that a student may have, like those that students learned from."""
     ctx = make_context()
-    step = method(labels="target", lr_images=1e-12, lr_log_lr=0.0)
+    step = method(labels="target", lr_images=1e-12, lr_log_lr=0.0, experts={**EXPERTS, "epochs": 6})
     made = step.run(ctx, source, None)
     pixels = (made.images.float() * 255).round().to(torch.uint8)
-    logits = torch.stack([says(module, source, pixels) for module in last_experts(step, ctx, source)])
+    experts = experts_after(step, ctx, source, 3)
+    logits = torch.stack([says(module, source, pixels) for module in experts])
     assert made.soft is not None
     torch.testing.assert_close(decode(made.soft)[0], logits.mean(dim=0), atol=5e-3, rtol=5e-3)
+
+
+def test_soft_labels_of_the_step_before_are_left_out_with_a_note(
+    source: Source, make_context: MakeContext
+) -> None:
+    before = method(labels="learned").run(make_context(), source, None)
+    told = Told()
+    made = method(ipc=None).run(replace(make_context(), progress=told), source, before)
+    assert before.soft is not None and made.soft is None
+    assert any("soft labels of the step before are left out" in line for line in told.lines)
 
 
 # --- the set
@@ -262,7 +313,50 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     ctx = make_context(folder=tmp_path / "cut")
     assert content(step.run(ctx, source, None), tmp_path / "cut.h5") == whole
     assert steps == [4, 5]
-    assert not list(ctx.scratch.glob("matching*")), "what is not needed any more is gone"
+    assert content(step.run(ctx, source, None), tmp_path / "again.h5") == whole
+    assert steps == [4, 5], "the result was not safe yet: a kill before it is kept costs no steps"
+
+
+@pytest.mark.parametrize("how", ["another seed", "another configuration", "damaged"])
+def test_a_state_that_is_not_this_runs_is_not_gone_on_with(
+    how: str, source: Source, make_context: MakeContext, tmp_path: Path
+) -> None:
+    wanted = content(method().run(make_context(), source, None), tmp_path / "wanted.h5")
+    folder = tmp_path / "shared"
+    other = method(iterations=2) if how == "another configuration" else method()
+    ctx = make_context(folder=folder, seed=1 if how == "another seed" else 0)
+    other.run(ctx, source, None)
+    if how == "damaged":
+        kept = ctx.scratch / "matching.npz"
+        kept.write_bytes(kept.read_bytes()[:-100])
+    told = Told()
+    made = method().run(replace(make_context(folder=folder), progress=told), source, None)
+    assert content(made, tmp_path / "made.h5") == wanted
+    assert len(told.warnings) == 1 and "matching begins anew" in told.warnings[0]
+
+
+def test_steps_that_are_left_out_are_logged_and_told_once(source: Source, make_context: MakeContext) -> None:
+    """Also where nothing but such steps lie between two records."""
+    told, step = Told(), method(diverged=1.0, iterations=12)
+    learn = State.learn
+
+    def stretches(state: State, matched: Matched, rates: Rates) -> bool:
+        matched.loss.fill_(7.0 if 2 <= state.step <= 8 else 0.5)
+        return learn(state, matched, rates)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(State, "learn", stretches)
+        patch.setattr(trajectory_module, "_TELL_STEPS", 3)
+        step.run(replace(make_context(), progress=told), source, None)
+    assert [(each["step"], each["loss"], each["skipped"]) for each in told.records] == [
+        (3, 0.5, 1),
+        (6, None, 4),
+        (9, None, 7),
+        (12, 0.5, 7),
+    ]
+    assert len([line for line in told.warnings if "step 3 is left out: its loss is 7" in line]) == 1
+    assert len([line for line in told.warnings if line.startswith("7 of 12 steps were left out")]) == 1
+    assert len(told.warnings) == 2
 
 
 # --- refusals
@@ -271,7 +365,22 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"experts": {**EXPERTS, "epochs": 2}}, "lower start_epochs.last to 0, or leave experts.epochs out"),
+        ({"experts": {**EXPERTS, "epochs": 2}}, "lower start_epochs.last to 0, or raise experts.epochs to 3"),
+        (
+            {"experts": {**EXPERTS, "epochs": 2}, "start_epochs": {"first": 1, "last": 1}},
+            "recorded: lower expert_epochs to 1, or raise experts.epochs to 3",
+        ),
+        (
+            {"experts": {**EXPERTS, "epochs": 3}, "start_epochs": {"last": 3}, "expert_epochs": 4},
+            "recorded: raise experts.epochs to 7",
+        ),
+        (
+            {
+                "experts": {**EXPERTS, "epochs": 6},
+                "start_epochs": {"last": 5, "grow_from": 5, "grow_steps": 2},
+            },
+            "recorded: lower expert_epochs to 1, or raise experts.epochs to 7",
+        ),
         ({"gradient": "unroll", "segment": 3}, "segment 3 belongs to gradient: exact"),
         ({"inner_steps": 0}, "greater than or equal to 1"),
         ({"start_epochs": {"first": 2, "last": 1}}, "first 2 is beyond last 1"),
@@ -300,6 +409,7 @@ def test_an_inner_batch_larger_than_the_set(source: Source, make_context: MakeCo
     with pytest.raises(InputError, match="larger than the set") as caught:
         method(inner_batch=7).check(source, None)
     assert (caught.value.found, caught.value.allowed) == ("7, and 6 images", "1 to 6, or null for all")
+    assert caught.value.where == "trajectory.inner_batch"
     chosen = Selection(np.arange(3), np.ones(3, np.float32), np.zeros(3, np.float32))
     ctx = make_context()
     with pytest.raises(InputError, match="larger than the set"):
@@ -313,10 +423,22 @@ def test_more_images_than_a_class_has(source: Source) -> None:
 
 
 def test_too_few_images_that_experts_are_right_about(source: Source, make_context: MakeContext) -> None:
-    step = method(init="right", ipc=8, experts={**EXPERTS, "lr": 1e-9})
+    step = method(init="right", ipc=8, experts={**EXPERTS, "lr": 1e-3})
     with pytest.raises(InputError, match="too few images of class") as caught:
         step.run(make_context(), source, None)
     assert "init: real" in str(caught.value)
+
+
+def test_a_run_that_left_out_every_step_is_no_result(source: Source, make_context: MakeContext) -> None:
+    """However few they were."""
+    with pytest.raises(NonFiniteError, match="3 steps in a row had to be left out"):
+        method(diverged=1e-9).run(make_context(), source, None)
+
+
+def test_images_beyond_float16_are_no_result(source: Source, make_context: MakeContext) -> None:
+    with pytest.raises(NonFiniteError, match="left the range of float16") as caught:
+        method(lr_images=1e15, iterations=1).run(make_context(), source, None)
+    assert "lower lr_images" in str(caught.value)
 
 
 def test_a_run_that_diverges_says_what_to_change(source: Source, make_context: MakeContext) -> None:
@@ -326,14 +448,60 @@ def test_a_run_that_diverges_says_what_to_change(source: Source, make_context: M
     assert "student_lr" in str(caught.value)
 
 
-def test_networks_with_running_statistics_are_refused_before_training(
-    source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"name": "convnet", "width": 4, "norm": "batch"}, "norm: instance"),
+        ({"name": "convnet", "width": 4, "depth": 7}, "depth 1 to 3"),
+    ],
+)
+def test_networks_that_cannot_be_matched_are_refused_before_any_work(
+    source: Source, model: dict[str, Any], said: str
 ) -> None:
-    ctx = make_context()
-    monkeypatch.setattr(ctx.engine, "train", None)
-    step = method(experts={**EXPERTS, "model": {"name": "convnet", "width": 4, "norm": "batch"}})
-    with pytest.raises(InputError, match="norm: instance"):
-        step.run(ctx, source, None)
+    """By `check` alone, which is given neither engine nor cache."""
+    with pytest.raises(InputError, match=said) as caught:
+        method(experts={**EXPERTS, "model": model}).check(source, None)
+    assert caught.value.where == "trajectory.experts.model"
+
+
+@pytest.mark.parametrize(
+    ("options", "where", "said"),
+    [
+        ({"inner_batch": 11}, "steps.1.trajectory.inner_batch", "1 to 9, or null for all"),
+        (
+            {"experts": {**EXPERTS, "model": {"name": "convnet", "norm": "batch"}}},
+            "steps.1.trajectory.experts.model",
+            "norm: instance",
+        ),
+    ],
+)
+def test_behind_another_step_it_is_refused_before_that_one_runs(
+    source: Source, options: dict[str, Any], where: str, said: str
+) -> None:
+    random = methods()["random"].load()
+    for before in (random(random.Config(ipc=3)), method(ipc=3)):
+        with pytest.raises(InputError, match=said) as caught:
+            check_steps([before, method(ipc=None, **options)], source)
+        assert caught.value.where == where
+    check_steps([random(random.Config(ipc=3)), method(ipc=None, inner_batch=9)], source)
+
+
+def test_experts_that_stand_still_are_called_that(source: Source, make_context: MakeContext) -> None:
+    with pytest.raises(InputError, match="experts did not move between epochs 0 and 2") as caught:
+        method(experts={**EXPERTS, "lr": 1e-12}).run(make_context(), source, None)
+    assert (caught.value.where, caught.value.fix) == ("trajectory.experts.lr", "raise experts.lr")
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": "learned", "init": "right"}, {"labels": "target"}])
+def test_one_class_teaches_nothing(
+    make_source: Callable[..., Source], make_context: MakeContext, options: dict[str, Any]
+) -> None:
+    source, told = make_source((8,)), Told()
+    made = method(iterations=60, **options).run(replace(make_context(), progress=told), source, None)
+    real = source.train.images.float() / 255
+    nearest = (made.images.float()[:, None] - real).abs().flatten(2).amax(2).amin(1)
+    assert float(nearest.max()) < 1e-3
+    assert any("one class" in line for line in told.lines) and not told.warnings
 
 
 def test_replaced_images_need_their_own_trajectories(source: Source, make_context: MakeContext) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from distill.augment import apply_views, draw_views
@@ -17,6 +18,7 @@ from distill.matching.gradient import Learned, Matched, match
 from distill.matching.networks import FlatNetworks
 from distill.matching.steps import InnerSteps
 from distill.models import build, model_config
+from distill.models.norm import InstanceNorm, NormReluPool
 from distill.randomness import counter_permutation, derive_seed
 from distill.training.config import Augment
 
@@ -26,9 +28,10 @@ CLASSES, SIZE = 3, 8
 
 @dataclass(frozen=True)
 class Problem:
-    """K students, their set and where they should arrive."""
+    """K students, their set and where they should arrive; `reference` is the network in torch's own layers."""
 
     networks: FlatNetworks
+    reference: nn.Module
     learned: Learned
     start: Tensor
     target: Tensor
@@ -51,6 +54,31 @@ class Problem:
         return match(
             self.networks, self.steps(count), self.learned, start=self.start, target=self.target, **options
         )
+
+
+def in_torchs_layers(module: nn.Module) -> nn.Module:
+    """A copy without layers whose derivatives are written by hand; parameters keep their order."""
+    copy = deepcopy(module)
+    for name, part in module.named_modules():
+        if isinstance(part, InstanceNorm):
+            norm = nn.GroupNorm(part.num_groups, part.num_channels, eps=part.eps)
+            whole = (
+                nn.Sequential(norm, nn.ReLU(), nn.AvgPool2d(2)) if isinstance(part, NormReluPool) else norm
+            )
+            copy.set_submodule(name, whole.double())
+    own = {
+        "Conv2d",
+        "GroupNorm",
+        "Linear",
+        "ReLU",
+        "AvgPool2d",
+        "Sequential",
+        "Flatten",
+        "Identity",
+        "Classifier",
+    }
+    assert {type(part).__name__ for part in copy.modules()} <= own
+    return copy
 
 
 MakeProblem = Callable[..., Problem]
@@ -76,6 +104,7 @@ def make() -> MakeProblem:
 
         config = model_config(model or {"name": "convnet", "width": 6})
         module = build(config, image_shape=(2, SIZE, SIZE), classes=CLASSES, seed=1).double()
+        reference = in_torchs_layers(module)
         networks = FlatNetworks(module, Layout.of(module, (0,)))
         flat = torch.cat([value.detach().reshape(-1) for value in module.parameters()])
         start = flat + 0.1 * draw(students, len(flat))
@@ -91,7 +120,8 @@ def make() -> MakeProblem:
             images, targets, torch.tensor(lr, dtype=torch.float64), learns_labels=labels == "learned"
         )
         target = start + 0.05 * draw(students, len(flat))
-        return Problem(networks, learned, start, target, tuple(range(7, 7 + students)), batch, augment)
+        seeds = tuple(range(7, 7 + students))
+        return Problem(networks, reference, learned, start, target, seeds, batch, augment)
 
     return make
 
@@ -134,10 +164,10 @@ def step_gradient(
         height=SIZE,
         width=SIZE,
     )
-    shapes = {name: value.shape for name, value in problem.networks.module.named_parameters()}
+    shapes = {name: value.shape for name, value in problem.reference.named_parameters()}
     parts = theta.split([shape.numel() for shape in shapes.values()])
     named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-    logits = functional_call(problem.networks.module, named, (apply_views(images[index], views),))
+    logits = functional_call(problem.reference, named, (apply_views(images[index], views),))
     own = targets[number] if targets.ndim == 3 else targets
     chosen = own[index] if not own.is_floating_point() else F.softmax(own[index], dim=1)
     return torch.autograd.grad(F.cross_entropy(logits, chosen), theta, create_graph=True)[0]
@@ -185,6 +215,13 @@ def test_several_students_are_averaged(make: MakeProblem, labels: str, gradient:
     assert_same(problem.match(5, gradient=gradient), expected)
 
 
+@pytest.mark.parametrize("options", [{"segment": 2}, {"segment": 5}, {"gradient": "unroll"}])
+@pytest.mark.parametrize("labels", ["learned", "own"])
+def test_several_students_unrolled(make: MakeProblem, labels: str, options: dict) -> None:
+    problem = make(students=3, labels=labels)
+    assert_same(problem.match(5, **options), plain(problem, 5))
+
+
 @pytest.mark.parametrize("augment", ["none", "crop_flip", "dsa_without_flip"])
 def test_views(make: MakeProblem, augment: Augment) -> None:
     problem = make(augment=augment)
@@ -227,3 +264,12 @@ def test_the_gradient_against_differences(make: MakeProblem) -> None:
             losses.append(replace(problem, learned=moved).match(6).loss)
         slope = float((losses[0] - losses[1]) / 2e-5)
         assert slope == pytest.approx(float((gradient * way).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "first_order", "unroll"])
+def test_at_a_rate_of_0_only_the_rate_can_help(make: MakeProblem, gradient: str) -> None:
+    problem = make(lr=0.0)
+    found, expected = problem.match(4, gradient=gradient), plain(problem, 4)
+    assert not found.images.any()
+    assert float(found.lr) == pytest.approx(float(expected.lr), rel=1e-10)
+    assert float(found.loss) == 1

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +17,14 @@ from distill.matching.learning import Rates, State
 
 CPU = torch.device("cpu")
 RATES = Rates(
-    images=0.3, labels=2.0, log_lr=0.5, momentum=0.5, labels_momentum=0.9, average=None, diverged=10.0
+    images=0.3,
+    labels=2.0,
+    log_lr=0.5,
+    momentum=0.5,
+    labels_momentum=0.9,
+    average=None,
+    diverged=10.0,
+    patience=50,
 )
 
 
@@ -104,6 +112,34 @@ def test_a_bad_step_is_left_out_and_no_momentum_sees_it(bad: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(values(state), values(clean), strict=True))
 
 
+@pytest.mark.parametrize("lr_slope", [3e4, -3e4], ids=["a rate of 0", "an infinite rate"])
+def test_a_rate_that_leaves_the_numbers_is_no_step(lr_slope: float) -> None:
+    """The gradient is finite; exp(-300) and exp(300) are no float32 that anyone can train with."""
+    state, clean = begin(), begin()
+    assert not state.learn(replace(found(0), lr=torch.tensor(lr_slope)), RATES)
+    assert state.skipped == 1
+    assert all(torch.equal(a, b) for a, b in zip(values(state), values(clean), strict=True))
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_finite_gradients_that_overflow_are_no_step(what: str) -> None:
+    state, clean = begin(average=True), begin(average=True)
+    rates = replace(RATES, average=0.9, **{what: 1e3})
+    matched = found(0)
+    gradient = getattr(matched, what)
+    gradient[1] = 1e37
+    assert not state.learn(matched, rates)
+    assert all(torch.equal(a, b) for a, b in zip(values(state), values(clean), strict=True))
+
+
+def test_patience_is_what_it_is_given() -> None:
+    state = begin()
+    with pytest.raises(NonFiniteError, match="3 steps in a row"):
+        for _ in range(4):
+            state.learn(found(0, loss=20.0), replace(RATES, patience=3))
+    assert state.step == 3
+
+
 def test_when_nothing_but_bad_steps_come_it_stops_and_says_what_to_change() -> None:
     state = begin()
     with pytest.raises(NonFiniteError, match="50 steps in a row") as caught:
@@ -139,8 +175,10 @@ def test_what_is_kept_goes_on_to_the_same_bytes(tmp_path: Path, average: bool, l
         whole.learn(found(step, labels=labels), rates)
     cut = begin(average=average, labels=labels)
     for step in range(6):
-        cut.save(tmp_path / "state.npz")
-        cut = State.load(tmp_path / "state.npz", CPU)
+        cut.save(tmp_path / "state.npz", identity="a run")
+        loaded = State.load(tmp_path / "state.npz", CPU, identity="a run")
+        assert loaded is not None
+        cut = loaded
         cut.learn(found(step, labels=labels), rates)
     assert cut.step == whole.step
     for a, b in zip(values(cut), values(whole), strict=True):
@@ -148,6 +186,27 @@ def test_what_is_kept_goes_on_to_the_same_bytes(tmp_path: Path, average: bool, l
         assert not len(a.shape) or not len(a) or a.stride() == b.stride(), (
             "kernels, and so the last bits, follow the layout"
         )
+
+
+def test_what_another_run_kept_is_not_taken(tmp_path: Path) -> None:
+    begin().save(tmp_path / "state.npz", identity="a run")
+    assert State.load(tmp_path / "state.npz", CPU, identity="another") is None
+    assert State.load(tmp_path / "state.npz", CPU, identity="a run") is not None
+
+
+@pytest.mark.parametrize("damage", ["cut", "a changed byte", "empty", "text", "another archive"])
+def test_what_is_damaged_is_not_taken(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "state.npz"
+    begin().save(path, identity="a run")
+    data = bytearray(path.read_bytes())
+    place = data.index(begin().images.numpy().tobytes()[:8])
+    if damage == "another archive":
+        np.savez(path, identity=np.array("a run"), step=np.array(3))
+    else:
+        data[place + 3] ^= 1
+        pieces = {"cut": data[: len(data) // 2], "a changed byte": data, "empty": b"", "text": b"step 3"}
+        path.write_bytes(pieces[damage])
+    assert State.load(path, CPU, identity="a run") is None
 
 
 def test_one_layout_whatever_the_images_come_in() -> None:

@@ -60,6 +60,7 @@ def students(tmp_path: Path) -> Students:
         segment=1,
         seed=4,
         device=torch.device("cpu"),
+        stacked=False,
     )
 
 

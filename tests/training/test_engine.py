@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,11 +15,12 @@ from distill.errors import InputError, MemoryExhaustedError, NonFiniteError
 from distill.models import model_config
 from distill.training import engine as engine_module
 from distill.training.config import TrainConfig
-from distill.training.engine import Engine, Way, stackable, worker_count
+from distill.training.engine import Engine, Way, cores_for, stackable, worker_count
 from distill.training.job import Job, Pool, Trained
 from distill.training.loop import train
 from distill.training.memory import memory_errors
 from distill.training.precision import resolve_precision
+from distill.training.recording import TrajectoryRow
 
 CPU = torch.device("cpu")
 WAYS: list[Way] = ["serial", "workers", "stack"]
@@ -131,7 +133,7 @@ def test_same_seed_same_bytes_however_many_workers(
 ) -> None:
     jobs = [make_job("convnet", seed=seed) for seed in range(3)]
     two = [engines["workers"].train(jobs, title="two") for _ in range(2)]
-    monkeypatch.setattr(engines["workers"]._workers, "count", 1)
+    monkeypatch.setenv("DISTILL_WORKERS", "1")
     one = engines["workers"].train(jobs, title="one")
     assert_same(two[1], two[0], atol=0)
     assert_same(one, two[0], atol=0)
@@ -325,6 +327,58 @@ def test_the_way_chosen(make_job: MakeJob, told: Told, monkeypatch: pytest.Monke
     monkeypatch.setenv("DISTILL_WORKERS", "1")
     assert on_cpu.choose(two) == "serial"
     assert make_engine("stack", told).choose(two) == "stack"
+
+
+def with_trajectory(job: Job, expert: int = 0) -> Job:
+    """The job as an expert's, whose weights are never written as long as no epoch is named."""
+    row = TrajectoryRow(Path("weights.npy"), expert, ())
+    return dataclasses.replace(job, trajectory=row)
+
+
+def test_an_expert_has_one_thread(make_job: MakeJob, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a network alone has as many as its steps keep busy."""
+    threads: list[int] = []
+
+    def counting(jobs: Any, **options: Any) -> list[Trained]:
+        threads.append(torch.get_num_threads())
+        return train(jobs, **options)
+
+    monkeypatch.setattr(engine_module, "train", counting)
+    monkeypatch.setattr(engine_module, "useful_threads", lambda flops: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        make_engine("serial", told).train([make_job(), with_trajectory(make_job())], title="threads")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [2, 1]
+
+
+@pytest.mark.parametrize(("count", "cores"), [(1, 1), (3, 3), (4, 4), (7, 4)])
+def test_experts_share_no_more_cores_than_they_are(
+    count: int, cores: int, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker pool divides its cores among the jobs: each is then left with one."""
+    monkeypatch.setenv("DISTILL_WORKERS", "4")
+    plain = [make_job() for _ in range(count)]
+    assert cores_for(plain) == 4
+    assert cores_for([with_trajectory(job, number) for number, job in enumerate(plain)]) == cores
+
+
+def test_workers_share_the_cores_of_the_day(
+    make_job: MakeJob, engines: dict[Way, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pools of another number of cores are started anew, others stay."""
+    engine = engines["workers"]
+    jobs = [make_job(), make_job(seed=1)]
+    pools = []
+    for workers in ("2", "2", "1"):
+        monkeypatch.setenv("DISTILL_WORKERS", workers)
+        engine.train(jobs, title="cores")
+        pools.append(engine._workers)
+    assert pools[0] is pools[1]
+    assert [pool.count for pool in pools if pool is not None] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("text", ["abc", "0", "-1", "1.5", "²", ""])

@@ -81,6 +81,23 @@ def test_each_network_of_a_stack_has_its_own(stack: tuple[Tensor, Tensor, Tensor
         torch.testing.assert_close(parameter.grad, gradients, rtol=1e-10, atol=0)
 
 
+def test_small_gradients_are_treated_as_great_ones(stack: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The square of this gradient's norm lies below the least norm that is divided by; the norm itself does not."""
+    matrix, vector, x = (part[0].clone() for part in stack)
+    wanted = expected(matrix, vector, x)
+    parameters = [matrix.requires_grad_(), vector.requires_grad_()]
+
+    def backward() -> None:
+        matrix.grad = vector.grad = None
+        (loss_of(matrix, vector, x) * 1e-9).backward()
+
+    backward()
+    replace_gradients(parameters, backward, rho=RHO, alpha=ALPHA, stacked=False)
+    for parameter, gradient in zip(parameters, wanted, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient * 1e-9, rtol=1e-10, atol=0)
+
+
 def test_a_gradient_of_zero_stays_zero() -> None:
     parameter = torch.ones(3, requires_grad=True)
 

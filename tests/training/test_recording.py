@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.errors import InputError
+from distill.errors import DamagedDataError, InputError
 from distill.preprocessing import Transform
 from distill.progress import NullProgress
 from distill.training import loop
@@ -157,6 +157,16 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="the disk is full") as caught:
         _write(TrajectoryRow(path, 0, (0, 1)), 0, torch.ones(5))
     assert caught.value.where == str(path)
+
+
+def test_an_array_that_was_replaced_meanwhile_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "weights.npy"
+    np.save(path, np.zeros((1, 2, 5), dtype="<f4"))
+    with pytest.raises(DamagedDataError, match="replaced while experts trained") as caught:
+        _write(TrajectoryRow(path, 0, (0, 1)), 0, torch.ones(6))
+    assert caught.value.where == str(path)
+    assert caught.value.found == "rows of [2, 5]"
+    assert (np.load(path) == 0).all()
 
 
 def test_workers_record_too(make_job: MakeJob) -> None:

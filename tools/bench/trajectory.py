@@ -4,8 +4,7 @@
 
 One outer step of one student: ConvNet on 3 x 32 x 32 images, hard labels, DSA. Times alternate within each repeat, in
 one process; the table shows the median, per inner step. Memory is the peak above what the process held before the
-first step (a CPU: resident set, each figure from a process of its own; a GPU: allocated), at the shortest and the
-longest T.
+first step (a CPU: resident set, each figure from a process of its own; a GPU: allocated).
 
 Floors of an inner step, in forward passes F of a batch: unroll is a forward and a backward pass and the backward pass
 through both, 9 F; exact and first_order take the steps once more without a graph, and spare the convolutions' part of
@@ -65,7 +64,7 @@ def main() -> None:
             print(f"T = {steps:3d}   {way!s:20} {times[way]:8.1f} ms per inner step", flush=True)
     first, last = args.steps[0], args.steps[-1]
     peaks = {}
-    for steps in (first, last):
+    for steps in args.steps:
         for way in ways:
             peaks[way, steps] = peak_in_a_process(args, way, steps)
             print(f"T = {steps:3d}   {way!s:20} {peaks[way, steps] / 1e6:8.0f} MB", flush=True)
@@ -98,7 +97,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.steps.sort()
+    return args
 
 
 class Problem:
