@@ -83,7 +83,7 @@ def test_float16_images_stay_as_they_are(hard_set: DistilledSet, source: Source)
 
 def test_soft_labels_of_many_views_are_refused(hard_set: DistilledSet, source: Source) -> None:
     views = encode(torch.zeros(2, 6, 3), codec="full", temperature=1.0, teacher="made up")
-    with pytest.raises(InputError, match="labels of 2 views"):
+    with pytest.raises(InputError, match="stores 2 labels an image"):
         arms(replace(hard_set, soft=views), source)
 
 

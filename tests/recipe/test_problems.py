@@ -50,7 +50,8 @@ recipe.yaml:2: data.name: unknown data 'digts'
   fix: did you mean 'digits'?
 recipe.yaml:4: train.epoch: unknown key
   found: epoch: 10
-  allowed: optimizer, lr, momentum, weight_decay, schedule, warmup_epochs, epochs, batch_size, augment, mix, \
+  allowed: optimizer, lr, momentum, weight_decay, schedule, cosine_stretch, warmup_epochs, \
+epochs, batch_size, micro_batches, augment, crop_scale, mix, \
 mix_alpha, loss, temperature, label_smoothing, gsam_rho, gsam_alpha
   fix: did you mean 'epochs'?
 recipe.yaml:6: steps.0.kcentre: unknown method 'kcentre'
@@ -217,7 +218,7 @@ CASES: list[tuple[str, str]] = [
     ),
     (
         HEAD + STEP + "evaluate: {regimes: [hart]}\n",
-        "evaluate.regimes.0: not one of the allowed values\n  found: hart\n  allowed: hard, soft\n"
+        "evaluate.regimes.0: not one of the allowed values\n  found: hart\n  allowed: hard, soft, teacher\n"
         "  fix: did you mean 'hard'?",
     ),
     (
