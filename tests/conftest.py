@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -20,6 +21,10 @@ from distill.progress import NullProgress
 from distill.training.config import TrainConfig
 from distill.training.engine import Engine
 from distill.training.job import Job
+
+# A busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
