@@ -107,7 +107,9 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @click.option(
     "--against", metavar="A,B", callback=_names, help="Controls: random, full; default: the recipe's."
 )
-@click.option("--regime", metavar="A,B", callback=_names, help="Labels: hard, soft, teacher; default: all there are.")
+@click.option(
+    "--regime", metavar="A,B", callback=_names, help="Labels: hard, soft, teacher; default: all there are."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

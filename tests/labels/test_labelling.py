@@ -1,0 +1,226 @@
+"""Labels of views: online and stored ones are the same numbers; killed labelling goes on; sets that lie are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.contracts import Context, DistilledSet, SoftLabels, Source
+from distill.errors import DamagedDataError, DistillError, InputError
+from distill.labels import relabel as relabel_module
+from distill.labels.codecs import KEPT, VIEWS, probabilities
+from distill.labels.labelling import view_labels, with_labels
+from distill.labels.pool import PoolTeacher, open_pool, refuse_other_order
+from distill.labels.relabel import Relabelling
+from distill.labels.view_labels import StoredLabels, plan_of
+from distill.selection import materialise
+from distill.store.reader import read_set
+from distill.store.writer import write_set
+from distill.training.batches import DeviceImages, PlannedViews
+from distill.training.job import Pool
+from tests.distillers.test_soft_label import selection
+
+MakeContext = Callable[..., Context]
+CPU = torch.device("cpu")
+TRAIN = {"epochs": 3, "batch_size": 4, "augment": "crop", "mix": "cutmix", "micro_batches": 2}
+TEACHERS = [
+    PoolTeacher.model_validate(
+        {"model": {"name": "convnet", "width": width, "norm": "batch"}, "train": {"epochs": 2}}
+    )
+    for width in (4, 6)
+]
+
+
+def labelled(ctx: Context, source: Source, **options: Any) -> DistilledSet:
+    plain = materialise(selection(list(range(9))), source, ctx.train)
+    networks = open_pool(ctx, source, TEACHERS)
+    return with_labels(
+        ctx, plain, TEACHERS, networks, (0.4, 0.6), Relabelling.model_validate(options), temperature=4.0
+    )
+
+
+def all_labels(ctx: Context, source: Source, made: DistilledSet) -> list[tuple[Any, Any]]:
+    labels = view_labels(ctx, source, made)
+    assert labels is not None
+    images = DeviceImages(Pool(made.images, made.labels, made.preprocessing), CPU)
+    views, ready = PlannedViews(labels.plan, images), labels.on(CPU)
+    return [
+        ready.batch(epoch, start, *views.batch(epoch, start))
+        for epoch in range(labels.plan.epochs)
+        for start in views.starts
+    ]
+
+
+@pytest.mark.parametrize("batch_norm", ["running", "batch"])
+@pytest.mark.parametrize("combine", ["logits", "probabilities"])
+def test_online_labels_are_the_stored_ones(
+    source: Source, make_context: MakeContext, batch_norm: str, combine: str
+) -> None:
+    ctx = make_context(**TRAIN)
+    options = {"batch_norm": batch_norm, "combine": combine}
+    stored = labelled(ctx, source, **options)
+    online = labelled(ctx, source, labels="online", **options)
+    assert online.soft is not None and online.soft.arrays == {}
+    for (a, _), (b, _) in zip(all_labels(ctx, source, stored), all_labels(ctx, source, online), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_calibrated_labels_are_the_same_online(source: Source, make_context: MakeContext) -> None:
+    ctx = make_context(**{**TRAIN, "mix": "selfmix"})
+    options = {"calibration": {"hopeless": 0.42, "uncertain": 0.5, "trivial": 0.99}}
+    stored, online = (labelled(ctx, source, labels=labels, **options) for labels in ("stored", "online"))
+    assert stored.soft is not None and KEPT in stored.soft.arrays
+    dropped = 0
+    for (a, kept), (b, again) in zip(
+        all_labels(ctx, source, stored), all_labels(ctx, source, online), strict=True
+    ):
+        assert torch.equal(a, b) and torch.equal(kept, again)
+        dropped += int((kept == 0).sum())
+    assert 0 < dropped < 27
+
+
+def test_a_set_with_labels_of_views_is_read_back(
+    source: Source, make_context: MakeContext, tmp_path: Path
+) -> None:
+    ctx = make_context(**TRAIN)
+    for options in ({"labels": "online"}, {"codec": {"name": "topk", "k": 2}}):
+        made = labelled(ctx, source, **options)
+        write_set(made, tmp_path / "set.h5")
+        again = read_set(tmp_path / "set.h5")
+        assert again.train == made.train and again.train.temperature == 4.0
+        for (a, _), (b, _) in zip(all_labels(ctx, source, made), all_labels(ctx, source, again), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_killed_labelling_goes_on(source: Source, make_context: MakeContext, monkeypatch: Any) -> None:
+    whole = labelled(make_context(**TRAIN), source)
+    ctx = make_context(**TRAIN)
+    monkeypatch.setattr(relabel_module, "_SAVE_SECONDS", -1)
+    one_pass, seen = relabel_module._pass, []
+
+    def dying(*args: Any) -> Any:
+        seen.append(args)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return one_pass(*args)
+
+    monkeypatch.setattr(relabel_module, "_pass", dying)
+    with pytest.raises(KeyboardInterrupt):
+        labelled(ctx, source)
+    again = labelled(ctx, source)
+    assert len(seen) == 4
+    assert again.soft is not None and whole.soft is not None
+    np.testing.assert_array_equal(again.soft.arrays["logits"], whole.soft.arrays["logits"])
+    assert again.soft.attributes == whole.soft.attributes
+
+
+def test_fewer_passes_are_stored(source: Source, make_context: MakeContext) -> None:
+    made = labelled(make_context(**TRAIN), source, passes=2)
+    assert made.soft is not None
+    assert made.soft.arrays["logits"].shape == (2, 9, 3)
+    plan = plan_of(made.soft)
+    assert plan is not None and plan.epochs == 2
+
+
+def test_an_images_probabilities_are_the_mean_of_its_views(source: Source, make_context: MakeContext) -> None:
+    ctx = make_context(**{**TRAIN, "mix": "none"})
+    made = labelled(ctx, source)
+    assert made.soft is not None
+    labels = StoredLabels(made.soft)
+    views = PlannedViews(labels.plan, DeviceImages(Pool(made.images, made.labels, made.preprocessing), CPU))
+    total = torch.zeros(9, 3)
+    for epoch in range(3):
+        for start in views.starts:
+            images, index = views.batch(epoch, start)
+            total[index] += (labels.batch(epoch, start, images, index)[0] / 4).softmax(dim=1) / 3
+    torch.testing.assert_close(probabilities(made.soft), total)
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "said"),
+    [
+        ({}, {"codec": {"name": "topk", "k": 4}}, "keeps more classes than there are"),
+        ({"loss": "mse"}, {"codec": {"name": "marginal_smoothing", "k": 2}}, "compares logits"),
+        ({"mix": "mixup"}, {"calibration": {}}, "no class of their own"),
+        ({}, {"labels": "online", "codec": {"name": "quantised"}}, "not stored"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    make_context: MakeContext, train: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        Relabelling.model_validate(options).check(make_context(**train).train, classes=3)
+
+
+def test_a_pool_of_no_passes_is_refused() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        Relabelling(passes=0)
+
+
+def test_other_teachers_are_refused(source: Source, make_context: MakeContext) -> None:
+    made = labelled(make_context(**TRAIN), source, labels="online")
+    with pytest.raises(InputError, match="is not the one that labels this set"):
+        view_labels(make_context(seed=1, **TRAIN), source, made)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        (VIEWS, {"seed": -1}),
+        (VIEWS, {"epochs": 3}),
+        ("teachers", "somebody"),
+        ("weights", ["a"]),
+        ("micro_batches", None),
+    ],
+)
+def test_attributes_of_strangers_are_checked(
+    source: Source, make_context: MakeContext, attribute: str, value: Any
+) -> None:
+    ctx = make_context(**TRAIN)
+    made = labelled(ctx, source, labels="online")
+    assert made.soft is not None
+    wrong = SoftLabels("online", {}, {**made.soft.attributes, attribute: value})
+    with pytest.raises(DamagedDataError):
+        view_labels(ctx, source, replace(made, soft=wrong))
+
+
+def test_labels_that_are_fewer_than_their_passes_are_damage(
+    source: Source, make_context: MakeContext, tmp_path: Path
+) -> None:
+    made = labelled(make_context(**TRAIN), source)
+    assert made.soft is not None
+    short = replace(
+        made, soft=replace(made.soft, arrays={name: a[:2] for name, a in made.soft.arrays.items()})
+    )
+    with pytest.raises(DistillError, match="do not match the plan"):
+        write_set(short, tmp_path / "set.h5")
+
+
+def test_weights_whose_classes_stand_in_another_order(
+    make_source: Callable[..., Source], make_context: MakeContext
+) -> None:
+    source, ctx = make_source(train=(40, 40, 40), valid=20), make_context()
+    good = PoolTeacher.model_validate(
+        {"model": {"name": "convnet", "width": 8, "norm": "batch"}, "train": {"epochs": 8, "batch_size": 16}}
+    )
+    (network,) = open_pool(ctx, source, [good])
+    refuse_other_order(ctx, source, network)
+    turned = dict(network.state)
+    for name in ("classifier.weight", "classifier.bias"):
+        turned[name] = network.state[name][[1, 2, 0]].clone()
+    with pytest.raises(InputError, match="stand in another order") as caught:
+        refuse_other_order(ctx, source, replace(network, state=turned))
+    assert "means 'one', class 1" in str(caught.value)
+
+
+def test_mean_and_std_belong_to_files() -> None:
+    with pytest.raises(ValueError, match="give mean and std together"):
+        PoolTeacher(train=None, mean=(0.5,))
+    with pytest.raises(ValueError, match="belong to weights from a file"):
+        PoolTeacher(mean=(0.5,), std=(0.5,))
