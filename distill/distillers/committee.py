@@ -41,7 +41,7 @@ from distill.distillers.committee_priors import PriorConfig, measure_priors
 from distill.errors import InputError
 from distill.labels.ensemble import Ensemble, refuse_without_batch_norm
 from distill.labels.labelling import with_labels
-from distill.labels.pool import PoolTeacher, estimated, open_pool
+from distill.labels.pool import PoolTeacher, estimated, open_pool, outlines
 from distill.labels.relabel import Relabelling
 from distill.randomness import generator
 from distill.recovery.initial import CropSearch, mosaics
@@ -125,6 +125,11 @@ class Committee(Distiller):
                 found="data.valid: 0",
                 fix="set data.valid, such as 0.1, or give priors as numbers",
             )
+        networks = outlines(asked.teachers, source)
+        if asked.recover.iterations and asked.recover.statistics:
+            refuse_without_batch_norm(networks, where="recover.statistics")
+        if asked.relabel is not None:
+            asked.relabel.check_teachers(networks, classes=len(source.classes))
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         asked = self.config
@@ -145,8 +150,6 @@ class Committee(Distiller):
         networks = open_pool(ctx, source, asked.teachers)
         preprocessing = Preprocessing(source.mean, source.std)
         names = Ensemble(tuple(networks), (1.0,) * len(networks), 1.0, preprocessing).names
-        if asked.recover.iterations and asked.recover.statistics:
-            refuse_without_batch_norm(networks, names, where="recover.statistics")
         priors = self._priors(ctx, source, networks, names)
         plain = self._images(ctx, source, previous, networks, names, priors)
         if asked.relabel is None:
@@ -193,7 +196,7 @@ class Committee(Distiller):
         preprocessing = Preprocessing(source.mean, source.std)
         plain, initial = self._initial(ctx, source, previous, networks, preprocessing)
         judges = judges_of(ctx, source, networks, names, asked.recover, preprocessing)
-        refuse_sizes(dict(zip(names, judges, strict=True)), asked.recover, initial.shape[1], ctx.device)
+        refuse_sizes({judge.name: judge for judge in judges}, asked.recover, initial.shape[1], ctx.device)
         ipc = int(torch.bincount(plain.labels).max())
         groups = self._groups(ctx, plain.labels, ipc, priors)
         images = recover(

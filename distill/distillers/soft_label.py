@@ -28,11 +28,12 @@ from distill.contracts import (
     Selection,
     Source,
     Split,
+    StepKind,
     Training,
 )
 from distill.labels.codecs import encode
 from distill.labels.labelling import with_labels
-from distill.labels.pool import PoolTeacher
+from distill.labels.pool import PoolTeacher, outlines
 from distill.labels.relabel import Relabelling
 from distill.models import describe
 from distill.selection import Distiller, ImagesConfig, images_before
@@ -58,6 +59,12 @@ class SoftLabel(Distiller):
         views: Relabelling | None = None
 
     config: Config
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        if self.config.views is not None:
+            teacher = PoolTeacher(model=self.config.teacher.model, train=self.config.teacher.train)
+            self.config.views.check_teachers(outlines([teacher], source), classes=len(source.classes))
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         teacher = self.config.teacher

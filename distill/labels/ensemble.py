@@ -12,7 +12,7 @@ released code reaches it by leaving teachers in training mode, where dropout is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -144,10 +144,10 @@ def _use_batch_statistics(module: nn.Module) -> None:
             part.momentum = 0.0
 
 
-def refuse_without_batch_norm(networks: Sequence[Network], names: Sequence[str], *, where: str) -> None:
-    """Raise InputError where a network has no batch norm whose statistics could be used."""
-    for network, name in zip(networks, names, strict=True):
-        if not has_batch_norm(network.outline):
+def refuse_without_batch_norm(networks: Mapping[str, nn.Module], *, where: str) -> None:
+    """Raise InputError where a network, known by its name, has no batch norm whose statistics could be used."""
+    for name, module in networks.items():
+        if not has_batch_norm(module):
             raise InputError(
                 "a teacher has no batch norm, whose statistics this needs",
                 where=where,

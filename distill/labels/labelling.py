@@ -19,7 +19,7 @@ from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.errors import DamagedDataError, InputError
 from distill.labels.calibration import Calibration
 from distill.labels.codecs import ONLINE, VIEWS
-from distill.labels.ensemble import BatchNormMode, Combine, Ensemble, refuse_without_batch_norm
+from distill.labels.ensemble import BatchNormMode, Combine, Ensemble
 from distill.labels.pool import PoolTeacher, open_pool
 from distill.labels.relabel import Relabelling, relabel
 from distill.labels.view_labels import OnlineLabels, StoredLabels, plan_attributes, plan_of
@@ -75,8 +75,6 @@ def with_labels(
         batch_norm=how.batch_norm,
         micro_batches=train.micro_batches,
     )
-    if how.batch_norm == "batch":
-        refuse_without_batch_norm(networks, ensemble.names, where="batch_norm: batch")
     plan = how.plan(train, seed=ctx.derive("label views"))
     labels = OnlineLabels(plan, ensemble, plain.labels, how.calibration)
     told = {

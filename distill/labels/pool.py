@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from scipy.optimize import linear_sum_assignment
+from torch import nn
 
-from distill.cache.networks import Network
+from distill.cache.networks import Network, definition
 from distill.cache.teachers import TeacherConfig, TeacherTraining, load_teacher, train_teachers
 from distill.contracts import Context, Preprocessing, Source, Split, Training
 from distill.errors import InputError
@@ -49,6 +50,20 @@ def estimated(teachers: Sequence[PoolTeacher], samples: int) -> tuple[Training, 
     return tuple(
         Training(teacher.model, teacher.train, samples) for teacher in teachers if teacher.train is not None
     )
+
+
+def outlines(teachers: Sequence[PoolTeacher], source: Source) -> dict[str, nn.Module]:
+    """The networks of a pool by name, without memory for their weights.
+
+    Raises:
+        InputError: images that a network cannot take.
+    """
+    return {
+        describe(teacher.model): definition(
+            teacher.model, image_shape=source.image_shape, classes=len(source.classes)
+        ).to("meta")
+        for teacher in teachers
+    }
 
 
 def open_pool(ctx: Context, source: Source, teachers: Sequence[PoolTeacher]) -> list[Network]:

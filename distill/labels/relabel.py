@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.contracts import Context, DistilledSet, SoftLabels
 from distill.errors import InputError
 from distill.files import disk_errors, write_bytes_atomically
 from distill.labels.calibration import Calibration
 from distill.labels.codecs import CODECS, KEPT, VIEWS, CodecConfig, encode
-from distill.labels.ensemble import BatchNormMode, Combine
+from distill.labels.ensemble import BatchNormMode, Combine, refuse_without_batch_norm
 from distill.labels.view_labels import OnlineLabels, plan_attributes
 from distill.training.batches import DeviceImages, PlannedViews
 from distill.training.config import LOGIT_LOSSES, Strict, TrainConfig
@@ -46,6 +46,12 @@ class Relabelling(Strict):
     combine: Combine = "logits"
     batch_norm: BatchNormMode = "running"
     calibration: Calibration | None = None
+
+    def check_teachers(self, networks: Mapping[str, nn.Module], *, classes: int) -> None:
+        """Raise InputError where these teachers, known by their names, cannot give such labels of C classes."""
+        self.codec.check(classes)
+        if self.batch_norm == "batch":
+            refuse_without_batch_norm(networks, where="batch_norm: batch")
 
     def check(self, train: TrainConfig, *, classes: int) -> None:
         """Raise InputError where students of `train` cannot learn from such labels of C classes."""

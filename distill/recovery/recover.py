@@ -195,7 +195,8 @@ class _Shard:
         self.ctx, self.initial, self.config = ctx, initial, config
         self.labels, self.rows = labels.to(ctx.device), rows.to(ctx.device)
         self.groups = len(groups)
-        self.voters = [(judges[number], weight) for number, weight in groups[0].voters]
+        voters = groups[0].voters if config.iterations else ()
+        self.voters = [(judges[number], weight) for number, weight in voters]
         self.seed = ctx.derive("recovery views")
 
     def learn(self, preprocessing: Preprocessing, report: Callable[[int], None]) -> Tensor:

@@ -49,7 +49,7 @@ def begin() -> Tensor:
 
 def run(ctx: Context, config: Recovery, groups: list[Group] | None = None, **options: Any) -> Tensor:
     groups = groups or groups_of(LABELS.tolist(), lambda _: VOICES, classwise=config.classwise)
-    judges = options.pop("judges", None) or [judge(0), judge(1)]
+    judges = options["judges"] if "judges" in options else [judge(0), judge(1)]
     return recover(ctx, begin(), LABELS, groups, judges, config, preprocessing=PLAIN)
 
 
