@@ -105,6 +105,7 @@ def test_methods_and_schema(call: Call) -> None:
             ["herding", "selector"],
             ["soft_label", "distiller"],
             ["trajectory", "distiller"],
+            ["committee", "distiller"],
         ]
     assert "kcenter" in json.dumps(json.loads(call("schema").stdout))
 

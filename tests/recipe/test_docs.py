@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from distill.distillers.committee import Committee
+from distill.distillers.committee_priors import PriorConfig
 from distill.distillers.trajectory import Experts, TrajectoryMatching
 from distill.errors import RecipeErrors
+from distill.labels.calibration import Calibration
+from distill.labels.pool import PoolTeacher
+from distill.labels.relabel import Relabelling
 from distill.matching.windows import StartEpochs
 from distill.recipe import EvaluateConfig, Recipe, json_schema, load_recipe, recipe_names
+from distill.recovery.recover import Recovery
 from distill.registry import DATA, METHODS
 from distill.training.config import TrainConfig
 from distill.yaml_lines import parse_scalar
@@ -100,3 +106,37 @@ def test_the_tables_of_trajectory_matching_give_keys_and_defaults(
 def test_the_example_of_trajectory_matching_is_a_recipe(write) -> None:
     example = re.findall(r"^```yaml\n(.*?)^```$", TRAJECTORY, flags=re.DOTALL | re.MULTILINE)[0]
     assert load_recipe(write(example)).recipe.steps[0].method == "trajectory"
+
+
+LABELS, COMMITTEE = (
+    (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+    for name in ("labels.md", "committee.md")
+)
+
+
+@pytest.mark.parametrize(
+    ("docs", "section", "config"),
+    [
+        (LABELS, "Options", Relabelling),
+        (LABELS, "calibration", Calibration),
+        (COMMITTEE, "Options", Committee.Config),
+        (COMMITTEE, "teachers", PoolTeacher),
+        (COMMITTEE, "prior", PriorConfig),
+        (COMMITTEE, "recover", Recovery),
+    ],
+)
+def test_the_tables_of_labels_and_committees_give_keys_and_defaults(
+    docs: str, section: str, config: type[BaseModel]
+) -> None:
+    found = rows(section, docs)
+    assert list(found) == list(config.model_fields)
+    for key, field in config.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, int | float | str | None) and key != "teachers":
+            assert parse_scalar(found[key]) == default, key
+
+
+@pytest.mark.parametrize(("docs", "method"), [(LABELS, "soft_label"), (COMMITTEE, "committee")])
+def test_the_examples_of_labels_and_committees_are_recipes(write, docs: str, method: str) -> None:
+    example = re.findall(r"^```yaml\n(.*?)^```$", docs, flags=re.DOTALL | re.MULTILINE)[0]
+    assert load_recipe(write(example)).recipe.steps[0].method == method
