@@ -62,6 +62,7 @@ from distill.whitening import fit_zca
 
 _SAVE_SECONDS = 20.0
 _TELL_STEPS = 50
+_FALLEN = 0.01  # of the rate that students began with: they went astray, and matching has stopped them
 _PATIENCE = 50
 _FIX_MEMORY = "set gradient: exact, lower segment, students or inner_batch, or use a smaller network"
 
@@ -300,7 +301,13 @@ class TrajectoryMatching(Distiller):
         )
 
     def _tell(self, ctx: Context, state: State) -> None:
-        ctx.progress.note(f"the students' learning rate became {float(state.lr):.4g}")
+        lr, began = float(state.lr), self.config.student_lr
+        ctx.progress.note(f"the students' learning rate became {lr:.4g}")
+        if lr < began * _FALLEN:
+            ctx.progress.warn(
+                f"the students' learning rate fell from {began:g} to {lr:.4g}: they hardly move, and the set has "
+                "learned little; begin with a lower student_lr, or lower lr_log_lr"
+            )
         if state.skipped:
             ctx.progress.warn(
                 f"{state.skipped} of {state.step} steps were left out because their loss, or what they led to, was not "

@@ -511,3 +511,14 @@ def test_replaced_images_need_their_own_trajectories(source: Source, make_contex
     other = replace(source, train=replace(source.train, fingerprint="other"))
     method().run(ctx, other, None)
     assert len(list((ctx.cache.folder / "trajectories").iterdir())) == 2
+
+
+def test_a_learning_rate_that_collapsed_is_told(source: Source, make_context: MakeContext) -> None:
+    """Students that go astray push it down until none moves; the run itself goes well."""
+    told = Told()
+    step = method(student_lr=0.05)
+    for lr in (0.049, 0.0001):
+        state = State.begin(torch.zeros(6, 1, 8, 8), lr=lr, labels=None, average=False)
+        step._tell(replace(make_context(), progress=told), state)
+    (warning,) = told.warnings
+    assert "fell from 0.05 to 0.0001" in warning and "lower student_lr" in warning
