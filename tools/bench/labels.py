@@ -2,8 +2,8 @@
 
     python tools/bench/labels.py [--classes 1000] [--images 1000] [--passes 50] [--batch 64] [--batches 2000]
 
-A set with labels of codec `full` is written and read back as any set is. Ours: `StoredLabels.batch` of random batches of
-random passes, as students ask for them. Memory map: the same rows of a float16 .npy file, as a float32 tensor. The two
+A set with labels of codec `full` is written and read back as any set is. Ours: `StoredLabels.batch` of random batches
+of random passes, as students ask for them. Memory map: the same rows of a float16 .npy file, as a float32 tensor. The two
 alternate within each repeat.
 
 Floor: 2 bytes a logit read and 4 written.
@@ -37,7 +37,13 @@ from distill.training.job import ViewPlan
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("classes", 1000), ("images", 1000), ("passes", 50), ("batch", 64), ("batches", 2000)):
+    for name, default in (
+        ("classes", 1000),
+        ("images", 1000),
+        ("passes", 50),
+        ("batch", 64),
+        ("batches", 2000),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -45,7 +51,9 @@ def main() -> None:
         labels, mapped = write(args, Path(folder))
         generator = torch.Generator().manual_seed(0)
         epochs = torch.randint(args.passes, (args.batches,), generator=generator).tolist()
-        starts = (torch.randint(args.images // args.batch, (args.batches,), generator=generator) * args.batch).tolist()
+        starts = (
+            torch.randint(args.images // args.batch, (args.batches,), generator=generator) * args.batch
+        ).tolist()
         places = list(zip(epochs, starts, strict=True))
         images, index = torch.empty(args.batch, 0), torch.empty(0)
 

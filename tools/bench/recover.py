@@ -4,8 +4,8 @@
 
 CIFAR-10-sized images of 10 classes, recovered from two teachers that both judge every step: a ResNet-18 and a ConvNet
 (width 128) with batch norm, whose running statistics are those of random images. Plain: one image of each class at a
-time, NCHW, hooks that permute and copy the input of every batch norm and take its variance, a fresh Adam for each. Ours:
-`recover`, all images as groups of one batch. The same number of steps, objective and optimiser; views are left out, as
+time, NCHW, hooks that permute and copy the input of every batch norm and take its variance, a fresh Adam for each.
+Ours: `recover`, all images as groups of one batch. The same number of steps, objective and optimiser; views are left out, as
 they are drawn in another way. The objective that both reach is compared. The two alternate within each repeat.
 
 Floors: of a step and an image, a forward pass and a backward pass to the pixels through both networks (2 F each), and
@@ -62,7 +62,7 @@ def main() -> None:
         share = objective(networks, learned, labels, device) / objective(networks, plain, labels, device)
         rows.append((theirs, ours, share))
         print(
-            f"repeat {repeat}: plain {theirs / len(labels):.3f} s an image   ours {ours / len(labels):.3f} s an image   "
+            f"repeat {repeat}: seconds an image: plain {theirs / len(labels):.3f}, ours {ours / len(labels):.3f}   "
             f"ratio {theirs / ours:.2f}   objective {share:.4f}",
             flush=True,
         )
@@ -154,9 +154,7 @@ def plain_seconds(
 def our_seconds(
     networks: list[Network], initial: Tensor, labels: Tensor, iterations: int, device: torch.device
 ) -> tuple[float, Tensor]:
-    config = Recovery(
-        iterations=iterations, lr=LR, statistics=STATISTICS, augment="none", batch=len(labels)
-    )
+    config = Recovery(iterations=iterations, lr=LR, statistics=STATISTICS, augment="none", batch=len(labels))
     progress = NullProgress()
     with (
         tempfile.TemporaryDirectory() as folder,
