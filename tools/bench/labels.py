@@ -3,8 +3,8 @@
     python tools/bench/labels.py [--classes 1000] [--images 1000] [--passes 50] [--batch 64] [--batches 2000]
 
 A set with labels of codec `full` is written and read back as any set is. Ours: `StoredLabels.batch` of random batches
-of random passes, as students ask for them. Memory map: the same rows of a float16 .npy file, as a float32 tensor. The two
-alternate within each repeat.
+of random passes, as students ask for them. Memory map: the same rows of a float16 .npy file, as a float32 tensor. The
+two alternate within each repeat.
 
 Floor: 2 bytes a logit read and 4 written.
 
