@@ -6,7 +6,8 @@ CIFAR-10-sized images of 10 classes, recovered from two teachers that both judge
 (width 128) with batch norm, whose running statistics are those of random images. Plain: one image of each class at a
 time, NCHW, hooks that permute and copy the input of every batch norm and take its variance, a fresh Adam for each.
 Ours: `recover`, all images as groups of one batch. The same number of steps, objective and optimiser; views are
-left out, as they are drawn in another way. The objective that both reach is compared. The two alternate within each repeat.
+left out, as they are drawn in another way. The objective that both reach is compared. The two alternate within each
+repeat.
 
 Floors: of a step and an image, a forward pass and a backward pass to the pixels through both networks (2 F each), and
 the statistics, which read every batch norm's input once forward and once back.
