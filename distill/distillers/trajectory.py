@@ -227,30 +227,40 @@ class TrajectoryMatching(Distiller):
             return state
         identity = self._identity(ctx, source, state)
         state = self._left_off(ctx, state, identity)
-        saved = time.monotonic()
+        saved, whole = time.monotonic(), True
         losses: list[Tensor] = []
         title = f"match {describe(config.experts.model)}"
         with ctx.progress.task(title, total=config.iterations, unit="step") as task:
             task.advance(state.step)
-            while state.step < config.iterations:
-                learned = Learned(
-                    state.images,
-                    labels if logits is None else state.labels,
-                    state.lr,
-                    learns_labels=logits is not None,
-                )
-                matched = students.match(state.step, learned, own_labels=config.labels == "target")
-                if state.learn(matched, self._rates):
-                    losses.append(matched.loss.mean())
-                elif state.skipped == 1:
-                    self._tell_first_skip(ctx, state, matched)
-                task.advance(1)
-                ended = state.step == config.iterations
-                if ended or state.step % _TELL_STEPS == 0:
-                    self._record(ctx, state, losses)
-                if ended or time.monotonic() - saved > _SAVE_SECONDS:
+            try:
+                while state.step < config.iterations:
+                    learned = Learned(
+                        state.images,
+                        labels if logits is None else state.labels,
+                        state.lr,
+                        learns_labels=logits is not None,
+                    )
+                    matched = students.match(state.step, learned, own_labels=config.labels == "target")
+                    whole = False
+                    taken = state.learn(matched, self._rates)
+                    whole = True
+                    if taken:
+                        losses.append(matched.loss.mean())
+                    elif state.skipped == 1:
+                        self._tell_first_skip(ctx, state, matched)
+                    task.advance(1)
+                    ended = state.step == config.iterations
+                    if ended or state.step % _TELL_STEPS == 0:
+                        self._record(ctx, state, losses)
+                    if ended or time.monotonic() - saved > _SAVE_SECONDS:
+                        state.save(path, identity=identity)
+                        saved = time.monotonic()
+            except KeyboardInterrupt:
+                if (
+                    whole
+                ):  # between two steps; one that was being taken is taken again, from the last state kept
                     state.save(path, identity=identity)
-                    saved = time.monotonic()
+                raise
         self._tell(ctx, state)
         return state
 

@@ -204,5 +204,8 @@ def _hopeless(matched: Matched, state: State, rates: Rates) -> NonFiniteError:
         where=f"trajectory, outer step {state.step}",
         found=f"loss {float(matched.loss.max()):g}, learning rate of the students {float(state.lr):g}",
         allowed=f"a finite loss of at most {rates.diverged:g}, and finite images and learning rate after the step",
-        fix="lower lr_images or lr_log_lr (a tenth is a good next try), student_lr or inner_steps",
+        fix="lower lr_images or lr_log_lr (a tenth is a good next try), student_lr or inner_steps"
+        if state.skipped < state.step
+        else "students go too far from the first step on: lower student_lr or inner_steps, or give experts more steps "
+        "an epoch (experts.batch_size)",
     )

@@ -77,6 +77,8 @@ class MatchingConfig(ImagesConfig):
             raise ValueError(
                 f"segment {self.segment} belongs to gradient: exact, and gradient is {self.gradient}"
             )
+        if self.segment > self.inner_steps:
+            raise ValueError(f"segment {self.segment} is beyond inner_steps {self.inner_steps}")
         return self
 
     def _less_to_read(self, recorded: int) -> str:

@@ -21,6 +21,7 @@ from distill.errors import InputError, NonFiniteError
 from distill.labels.codecs import decode
 from distill.matching.gradient import Matched
 from distill.matching.learning import Rates, State
+from distill.matching.students import Students
 from distill.models import build
 from distill.preprocessing import Transform
 from distill.progress import NullProgress
@@ -522,3 +523,36 @@ def test_a_learning_rate_that_collapsed_is_told(source: Source, make_context: Ma
         step._tell(replace(make_context(), progress=told), state)
     (warning,) = told.warnings
     assert "fell from 0.05 to 0.0001" in warning and "lower student_lr" in warning
+
+
+def test_an_interruption_between_steps_loses_none(
+    source: Source, make_context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, folder = method(iterations=5), tmp_path / "run"
+    whole = step.run(make_context(), source, None)
+    match = Students.match
+    seen: list[int] = []
+
+    def interrupted(self: Students, number: int, *args: Any, **options: Any) -> Matched:
+        seen.append(number)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return match(self, number, *args, **options)
+
+    monkeypatch.setattr(Students, "match", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step.run(make_context(folder=folder), source, None)
+    again = step.run(make_context(folder=folder), source, None)
+    assert seen == [0, 1, 2, 3, 3, 4]
+    assert torch.equal(again.images, whole.images)
+
+
+def test_students_that_go_too_far_at_once_are_told_so(source: Source, make_context: MakeContext) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        method(student_lr=1e6).run(make_context(), source, None)
+    assert "lower student_lr or inner_steps" in str(caught.value) and "lr_images" not in str(caught.value)
+
+
+def test_a_segment_beyond_the_inner_steps_is_refused() -> None:
+    with pytest.raises(ValidationError, match="segment 4 is beyond inner_steps 3"):
+        method(segment=4)

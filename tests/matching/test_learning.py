@@ -140,13 +140,17 @@ def test_patience_is_what_it_is_given() -> None:
     assert state.step == 3
 
 
-def test_when_nothing_but_bad_steps_come_it_stops_and_says_what_to_change() -> None:
+@pytest.mark.parametrize(("good", "change"), [(0, "lower student_lr"), (1, "lower lr_images")])
+def test_when_nothing_but_bad_steps_come_it_stops_and_says_what_to_change(good: int, change: str) -> None:
+    """Where none was ever taken, rates that take steps are not to blame."""
     state = begin()
+    for number in range(good):
+        assert state.learn(found(number), RATES)
     with pytest.raises(NonFiniteError, match="50 steps in a row") as caught:
         for _ in range(100):
             state.learn(found(0, loss=20.0), RATES)
-    assert state.step == 50
-    assert "lr_images" in str(caught.value) and "loss 20" in str(caught.value)
+    assert state.step == 50 + good
+    assert change in str(caught.value) and "loss 20" in str(caught.value)
 
 
 def test_a_good_step_ends_the_row() -> None:
