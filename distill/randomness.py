@@ -93,3 +93,11 @@ def counter_permutation(seed: int, epoch: int, n: int, *, device: torch.device |
     """The order in which epoch `epoch` visits n samples: int64 (n,), a permutation equal on every device."""
     index = torch.arange(n, device=device)
     return torch.argsort(counter_bits(seed, epoch, index, 0), stable=True)
+
+
+def pass_order(seed: int, number: int, n: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """The order in which pass `number` visits n samples, where `seed` also names their views: int64 (n,).
+
+    Students and the labels that are stored for their views go by it.
+    """
+    return counter_permutation(derive_seed(seed, "order"), number, n, device=device)

@@ -20,7 +20,7 @@ from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError, InputError, NonFiniteError
 from distill.labels import logit_codecs, probability_codecs
 from distill.labels.codec import CODECS, Codec, register
-from distill.randomness import counter_permutation, derive_seed
+from distill.randomness import pass_order
 from distill.registry import nearest
 from distill.training.config import Strict
 
@@ -121,11 +121,6 @@ def encode(
     return SoftLabels(codec, _codec(codec).encode(values, facts), facts)
 
 
-def view_order(seed: int, view: int, images: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """Which image each row of label set `view` belongs to, under a plan of this seed: int64 (N,)."""
-    return counter_permutation(derive_seed(seed, "order"), view, images, device=device)
-
-
 def decode(soft: SoftLabels) -> Tensor:
     """float32 logits (V, N, C) of stored labels, on the CPU."""
     return _codec(soft.codec).decode(soft)
@@ -152,7 +147,7 @@ def probabilities(soft: SoftLabels, *, passes: int | None = None) -> Tensor:
         found = (decode_rows(soft, view, slice(None)) / soft.attributes["temperature"]).softmax(dim=1)
         if total is None:
             total = torch.zeros_like(found)
-        rows = torch.arange(images) if plan is None else view_order(plan["seed"], view, images)
+        rows = torch.arange(images) if plan is None else pass_order(plan["seed"], view, images)
         total[rows] += found
     assert total is not None, "a label set"
     return total / count

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.augment import apply_mix, apply_views
 from distill.contracts import Preprocessing
 from distill.preprocessing import Transform
-from distill.randomness import counter_integers, counter_permutation, derive_seed
+from distill.randomness import counter_integers, counter_permutation, derive_seed, pass_order
 from distill.training.config import LOGIT_LOSSES, TrainConfig
 from distill.training.job import Job, Pool, ViewLabels, ViewPlan
 from distill.training.looks import Looks
@@ -227,8 +227,7 @@ class PlannedViews:
 
     def order(self, epoch: int) -> Tensor:
         """The order of a pass: int64 (N,)."""
-        seed = derive_seed(self.plan.seed, "order")
-        return counter_permutation(seed, epoch, len(self.images), device=self.images.device)
+        return pass_order(self.plan.seed, epoch, len(self.images), device=self.images.device)
 
     def batch(self, epoch: int, start: int) -> tuple[Tensor, Tensor]:
         """Views (B, Ch, H, W), and the numbers of their images, int64 (B,)."""
