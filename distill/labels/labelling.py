@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from distill.cache.networks import Network
 from distill.contracts import Context, DistilledSet, SoftLabels, Source
-from distill.errors import DamagedDataError, InputError
+from distill.errors import InputError
 from distill.labels.calibration import Calibration
 from distill.labels.codecs import ONLINE, VIEWS
 from distill.labels.ensemble import BatchNormMode, Combine, Ensemble
 from distill.labels.pool import PoolTeacher, open_pool
 from distill.labels.relabel import Relabelling, relabel
-from distill.labels.view_labels import OnlineLabels, StoredLabels, plan_attributes, plan_of
+from distill.labels.view_labels import OnlineLabels, StoredLabels, checked, plan_attributes, plan_of
 from distill.models import describe
 from distill.portable import plain_without_paths
 from distill.training.job import ViewLabels
@@ -122,15 +122,7 @@ def view_labels(ctx: Context, source: Source, distilled: DistilledSet) -> ViewLa
 
 
 def _online(ctx: Context, source: Source, distilled: DistilledSet, soft: SoftLabels) -> OnlineLabels:
-    try:
-        told = _Told.model_validate(dict(soft.attributes))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise DamagedDataError(
-            "the set does not say who labels it",
-            found=f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}",
-            fix="fetch or make the set again",
-        ) from error
+    told = checked(_Told, dict(soft.attributes), what="the set does not say who labels it")
     networks = open_pool(ctx, source, told.teachers)
     for network, identity in zip(networks, told.identities, strict=True):
         if identity_of(network) != identity:

@@ -6,7 +6,7 @@ Both give the same numbers for the same plan; the second needs the teachers and 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,8 @@ from distill.labels.codecs import KEPT, VIEWS, decode_rows
 from distill.labels.ensemble import Ensemble, Labellers
 from distill.training.config import Augment, Mixing
 from distill.training.job import ViewLabels, ViewPlan
+
+_Form = TypeVar("_Form", bound=BaseModel)
 
 
 class _Plan(BaseModel):
@@ -40,12 +42,18 @@ def plan_of(soft: SoftLabels) -> ViewPlan | None:
     told = soft.attributes.get(VIEWS)
     if told is None:
         return None
+    plan = checked(_Plan, told, what="the plan of labelled views does not hold what belongs there")
+    return ViewPlan(**plan.model_dump())
+
+
+def checked(form: type[_Form], told: object, *, what: str) -> _Form:
+    """What a set tells, in its form; DamagedDataError, beginning with `what`, where it has another."""
     try:
-        return ViewPlan(**_Plan.model_validate(told).model_dump())
+        return form.model_validate(told)
     except ValidationError as error:
         problem = error.errors()[0]
         raise DamagedDataError(
-            "the plan of labelled views does not hold what belongs there",
+            what,
             found=f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}",
             fix="fetch or make the set again",
         ) from error
