@@ -22,6 +22,7 @@ from distill.contracts import Preprocessing
 from distill.errors import NonFiniteError
 from distill.labels.ensemble import between
 from distill.recovery.statistics import Targets, distance, listen
+from distill.recovery.winograd import with_small_maps
 
 
 class Judge:
@@ -51,6 +52,7 @@ class Judge:
         self.way = between(preprocessing, network.preprocessing, device)
         self.statistics = statistics
         self.heard, targets = listen(self.module)
+        with_small_maps(self.module)
         self.targets: Targets = targets if classwise is None else {key: classwise[key] for key in targets}
         self.classwise = classwise is not None
 

@@ -80,15 +80,17 @@ class _Listen(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int
     ) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
         flat = _by_group(x, groups)  # (G, n, D)
         wide = flat.to(scale.dtype)  # float32 where autocast computes in less
         mean = wide.mean(dim=1)
-        centred = wide - mean[:, None]
-        var = (centred * centred).mean(dim=1)
+        y = torch.empty_like(x, dtype=wide.dtype)
+        room = _by_group(y, groups)  # of squares first, then of the result: fresh memory is dear on a CPU
+        var = torch.sub(wide, mean[:, None], out=room).square_().mean(dim=1)
+        torch.addcmul(shift, wide, scale, out=room)
         ctx.save_for_backward(flat, mean, scale)
         ctx.shape = x.shape
-        y = torch.addcmul(_of_channels(shift, x), x, _of_channels(scale, x))
-        return y, mean, var
+        return y.to(x.dtype), mean, var
 
     @staticmethod
     @once_differentiable
@@ -100,11 +102,6 @@ class _Listen(torch.autograd.Function):
         g = _by_group(to_y, len(flat))
         found = torch.addcmul(constant.to(g.dtype), flat, slope.to(g.dtype)).addcmul_(g, scale.to(g.dtype))
         return _as_images(found, ctx.shape), None, None, None
-
-
-def _of_channels(values: Tensor, x: Tensor) -> Tensor:
-    """(D,) -> (1, D, 1, 1), in the numbers of x."""
-    return values.to(x.dtype)[None, :, None, None]
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:

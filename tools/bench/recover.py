@@ -7,7 +7,7 @@ CIFAR-10-sized images of 10 classes, recovered from two teachers that both judge
 time, NCHW, hooks that permute and copy the input of every batch norm and take its variance, a fresh Adam for each.
 Ours: `recover`, all images as groups of one batch. The same number of steps, objective and optimiser; views are
 left out, as they are drawn in another way. The objective that both reach is compared. The two alternate within each
-repeat.
+repeat, and both have an allocator that keeps freed memory.
 
 Floors: of a step and an image, a forward pass and a backward pass to the pixels through both networks (2 F each), and
 the statistics, which read every batch norm's input once forward and once back.
@@ -39,7 +39,7 @@ from distill.recovery.recover import Recovery, groups_of, recover
 from distill.recovery.statistics import FIRST_LAYER
 from distill.training.config import TrainConfig
 from distill.training.engine import Engine
-from distill.training.memory import peak_bytes, reset_peak
+from distill.training.memory import keep_freed_memory, peak_bytes, reset_peak
 
 SHAPE, CLASSES = (3, 32, 32), 10
 PLAIN = Preprocessing((0.5,) * 3, (0.25,) * 3)
@@ -50,6 +50,7 @@ MODELS = ("resnet18", {"name": "convnet", "width": 128, "norm": "batch"})
 def main() -> None:
     args = arguments()
     device = torch.device(args.device)
+    keep_freed_memory()
     networks = [teacher(model, seed) for seed, model in enumerate(MODELS)]
     labels = torch.arange(CLASSES).repeat_interleave(args.ipc)
     generator = torch.Generator().manual_seed(0)
