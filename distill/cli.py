@@ -105,7 +105,10 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--seeds", type=click.IntRange(min=2), help="Networks an arm and student; default: the recipe's."
 )
 @click.option(
-    "--against", metavar="A,B", callback=_names, help="Controls: random, full; default: the recipe's."
+    "--against",
+    metavar="A,B",
+    callback=_names,
+    help="Controls: random, random_soft, full; default: the recipe's.",
 )
 @click.option(
     "--regime", metavar="A,B", callback=_names, help="Labels: hard, soft, teacher; default: all there are."

@@ -304,6 +304,11 @@ class Method(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    @property
+    def asks_teachers(self) -> bool:
+        """Whether teachers label the result who could label other images alike (the control `random_soft`)."""
+        return False
+
     def check_place(self, follows: StepKind | None) -> None:  # noqa: B027
         """Raise InputError where the step cannot stand behind one of this kind (None: cannot be the first)."""
 

@@ -73,7 +73,7 @@ def dry_run(
     Raises:
         InputError: what the run itself would refuse, as far as it shows without decoding an image.
     """
-    check_places(steps)
+    check_places(steps, recipe.evaluate.against)
     looked = plan(recipe.data)  # type: ignore[arg-type]
     source = outline(recipe.data, looked, seed=recipe.seed)  # type: ignore[arg-type]
     if source is not None:
@@ -203,7 +203,7 @@ def _students(recipe: Recipe, images: int, looked: Plan, device: torch.device) -
     found = []
     for student in asked.students:
         one = _training(student, recipe.train, images, looked.image_shape, looked.classes, title="students")
-        arms = [one] * (2 + ("random" in asked.against))
+        arms = [one] * (2 + ("random" in asked.against) + ("random_soft" in asked.against))
         if "full" in asked.against:
             epochs = asked.full_epochs or max(1, round(recipe.train.epochs * images / looked.train))
             longer = recipe.train.model_copy(update={"epochs": epochs})

@@ -27,6 +27,7 @@ from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import Evaluation, SetBytes, from_report
 from distill.files import disk_errors
 from distill.labels.labelling import view_labels
+from distill.labels.set_teachers import set_teachers
 from distill.portable import refuse_absent_files, without_paths
 from distill.progress import open_progress
 from distill.recipe import Recipe, as_dict, load_recipe, make_recipe, merged_yaml
@@ -211,7 +212,7 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
 
 def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> Evaluation:
     steps = make_steps(recipe)
-    check_places(steps)
+    check_places(steps, recipe.evaluate.against)
     with shop.costs.stage("data"):
         source = open_source(recipe.data, seed=recipe.seed, progress=shop.progress)  # type: ignore[arg-type]
     check_steps(steps, source.without_test())
@@ -409,7 +410,11 @@ def _evaluate(
     summary = summarise(path, verify=False)
     with shop.costs.stage("evaluate"):
         # Labelling has nothing of its own to keep: teachers are the cache's.
-        views = view_labels(shop.context(shop.cache.folder), source.without_test(), distilled)
+        ctx = shop.context(shop.cache.folder)
+        views = view_labels(ctx, source.without_test(), distilled)
+        teachers = None
+        if "random_soft" in asked.against:
+            teachers = set_teachers(ctx, source.without_test(), distilled)
         results, paired = compare(
             distilled,
             source,
@@ -423,6 +428,7 @@ def _evaluate(
                 costs=shop.costs,
             ),
             views=views,
+            labelled=None if teachers is None else teachers.label,
         )
     sizes = summary["bytes"]
     evaluation = Evaluation(

@@ -131,7 +131,7 @@ def _not_a_step(value: Any, known: Iterable[str]) -> InputError:
 DataField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_data), WithJsonSchema({})]
 StudentField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_student), WithJsonSchema({})]
 StepField = Annotated[SerializeAsAny[Step], PlainValidator(_read_step), WithJsonSchema({})]
-Control = Literal["random", "full"]
+Control = Literal["random", "random_soft", "full"]
 Regime = Literal["hard", "soft", "teacher"]
 
 

@@ -19,13 +19,26 @@ class FollowsImages(Protocol):
         """Raise InputError where so many images cannot serve."""
 
 
-def check_places(steps: Sequence[Method]) -> None:
-    """Let every step refuse its place in the order of steps."""
+def check_places(steps: Sequence[Method], against: Sequence[str]) -> None:
+    """Let every step refuse its place in the order of steps, and refuse a control that needs who is not there.
+
+    Args:
+        steps: in order.
+        against: controls of the evaluation.
+    """
     follows: StepKind | None = None
     for number, step in enumerate(steps):
         with step_named(number, step):
             step.check_place(follows)
         follows = step.kind
+    if "random_soft" in against and not steps[-1].asks_teachers:
+        raise InputError(
+            "random_soft labels real images as the set is labelled, and no teacher labels the set",
+            where="evaluate.against",
+            found=f"the last step is {steps[-1].name}",
+            allowed="soft_label, or committee with relabel",
+            fix="leave random_soft out, or end with a step that labels",
+        )
 
 
 def check_steps(steps: Sequence[Method], source: Source) -> None:

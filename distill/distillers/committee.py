@@ -106,6 +106,10 @@ class Committee(Distiller):
 
     config: Config
 
+    @property
+    def asks_teachers(self) -> bool:
+        return self.config.relabel is not None
+
     def check_place(self, follows: StepKind | None) -> None:
         super().check_place(follows)
         if follows is not None and "init" in self.config.model_fields_set and self.config.init != "real":

@@ -32,10 +32,11 @@ from distill.contracts import (
     Training,
 )
 from distill.labels.codecs import encode
+from distill.labels.ensemble import Ensemble
 from distill.labels.labelling import with_labels
 from distill.labels.pool import PoolTeacher, outlines
 from distill.labels.relabel import Relabelling
-from distill.models import describe
+from distill.labels.set_teachers import told
 from distill.selection import Distiller, ImagesConfig, images_before
 from distill.training.config import Positive
 
@@ -59,6 +60,10 @@ class SoftLabel(Distiller):
         views: Relabelling | None = None
 
     config: Config
+
+    @property
+    def asks_teachers(self) -> bool:
+        return True
 
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
@@ -86,25 +91,20 @@ class SoftLabel(Distiller):
             "teacher_epochs": asked.teacher.train.epochs,
             "teacher_valid_accuracy": teacher.facts["valid_accuracy"],
         }
+        pooled = [PoolTeacher(model=asked.teacher.model, train=asked.teacher.train)]
         if asked.views is not None:
-            pooled = PoolTeacher(model=asked.teacher.model, train=asked.teacher.train)
             return with_labels(
                 ctx,
                 plain,
-                [pooled],
+                pooled,
                 [teacher],
                 [1.0],
                 asked.views,
                 temperature=asked.temperature,
                 attributes=facts,
             )
-        soft = encode(
-            logits[None],
-            codec="full",
-            temperature=asked.temperature,
-            teacher=describe(teacher.model),
-            **facts,
-        )
+        ensemble = Ensemble((teacher,), (1.0,), asked.temperature, plain.preprocessing)
+        soft = encode(logits[None], codec="full", **told(ensemble, pooled), **facts)
         train = plain.train.model_copy(update={"temperature": asked.temperature})
         return replace(plain, soft=soft, train=train)
 

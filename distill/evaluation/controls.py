@@ -3,18 +3,20 @@
 Every arm is given, seed by seed, the same initial weights and counters. The set and a random arm take the same
 optimiser steps; the full data, which are the training split without what was cut off for validation, take about as
 many, in whole epochs, and at least one. A random arm draws another subset for each seed, so that its interval holds the
-luck of the draw.
+luck of the draw. `random` has hard labels; `random_soft` those that the set's own teachers give to the same views: what
+is left of a difference to it, the images make.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from distill.contracts import DistilledSet, SoftLabels, Source
+from distill.contracts import DistilledSet, Preprocessing, SoftLabels, Source
 from distill.errors import InputError
 from distill.labels.codecs import ONLINE, decode
 from distill.randomness import derive_seed
@@ -31,20 +33,24 @@ class Arm:
     Args:
         name: `set`, `random` or `full`.
         regime: `hard`, `soft` or `teacher`.
-        pool: images and targets.
+        pools: images and targets: one pool, or one a seed.
         config: training, with the arm's epochs.
         indices: one int64 (n,) a seed, or None where every seed trains on the whole pool.
     """
 
     name: str
     regime: str
-    pool: Pool
+    pools: tuple[Pool, ...]
     config: TrainConfig
     indices: tuple[Tensor, ...] | None = None
 
+    def pool(self, seed: int) -> Pool:
+        """What the networks of the seed of this number learn from."""
+        return self.pools[seed if len(self.pools) > 1 else 0]
+
     @property
     def images(self) -> int:
-        return len(self.pool) if self.indices is None else len(self.indices[0])
+        return len(self.pools[0]) if self.indices is None else len(self.indices[0])
 
 
 def build_arms(
@@ -57,19 +63,21 @@ def build_arms(
     seed: int,
     seeds: int,
     views: ViewLabels | None = None,
+    labelled: Callable[[Pool], Pool] | None = None,
 ) -> list[Arm]:
     """The set in its regimes, then its controls.
 
     Args:
         distilled: the set.
         source: where controls come from.
-        against: controls, of `random` and `full`; they have hard labels.
+        against: controls, of `random` and `full`, which have hard labels, and `random_soft`.
         regimes: labels that students of the set see; None is every one that the set has.
         full_epochs: epochs on the full data; None gives it about the optimiser steps of the others, at least one
             epoch.
         seed: the root of the random subsets.
         seeds: how many there are.
         views: labels of the set's views, None where it has none.
+        labelled: labels real images as the set is labelled; not None where `random_soft` is asked for.
 
     Raises:
         InputError: a regime that the set has no labels for, or a class too small for a random control.
@@ -78,11 +86,17 @@ def build_arms(
     arms = [_set_arm(distilled, regime, views) for regime in _regimes(distilled, regimes)]
     real = Pool(source.train.images, source.train.labels, distilled.preprocessing)
     config = distilled.train
+    if {"random", "random_soft"} & set(against):
+        indices = _random_indices(distilled, source, seed, seeds)
+    if "random_soft" in against:
+        assert labelled is not None and distilled.soft is not None, "somebody who labels"
+        pools = (labelled(_real_part(source, each, distilled.preprocessing)) for each in indices)
+        arms.append(Arm("random", _soft_regime(distilled.soft), tuple(pools), config))
     if "random" in against:
-        arms.append(Arm("random", "hard", real, config, _random_indices(distilled, source, seed, seeds)))
+        arms.append(Arm("random", "hard", (real,), config, indices))
     if "full" in against:
         epochs = full_epochs or _equal_epochs(config, len(distilled), len(source.train))
-        arms.append(Arm("full", "hard", real, _lasting(config, epochs)))
+        arms.append(Arm("full", "hard", (real,), _lasting(config, epochs)))
     return arms
 
 
@@ -127,10 +141,10 @@ def _soft_regime(soft: SoftLabels) -> str:
 def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> Arm:
     plain = Pool(distilled.images, distilled.labels, distilled.preprocessing)
     if regime == "hard":
-        return Arm("set", regime, plain, distilled.train)
+        return Arm("set", regime, (plain,), distilled.train)
     if views is not None:
         _refuse_other_views(distilled.train, views.plan)
-        return Arm("set", regime, replace(plain, views=views), distilled.train)
+        return Arm("set", regime, (replace(plain, views=views),), distilled.train)
     assert distilled.soft is not None
     logits = decode(distilled.soft)  # (V, N, C)
     if len(logits) != 1:
@@ -138,7 +152,7 @@ def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> 
             f"the set stores {len(logits)} labels an image and not of which views they are",
             fix="evaluate in the regime hard",
         )
-    return Arm("set", regime, replace(plain, targets=torch.as_tensor(logits[0])), distilled.train)
+    return Arm("set", regime, (replace(plain, targets=torch.as_tensor(logits[0])),), distilled.train)
 
 
 def _refuse_other_views(train: TrainConfig, plan: ViewPlan) -> None:
@@ -163,12 +177,16 @@ def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: i
         raise InputError(
             "the set has more images of a class than the data, so there is no random control of its size",
             found=f"class {quoted(source.classes[number])}: {budget[number]} in the set, {there[number]} in the data",
-            fix="leave random out of evaluate.against",
+            fix="leave random and random_soft out of evaluate.against",
         )
     subsets = (
         random_subset(source, budget, seed=derive_seed(seed, "random control", k)) for k in range(seeds)
     )
     return tuple(torch.from_numpy(subset) for subset in subsets)
+
+
+def _real_part(source: Source, indices: Tensor, preprocessing: Preprocessing) -> Pool:
+    return Pool(source.train.images[indices], source.train.labels[indices], preprocessing)
 
 
 def _lasting(config: TrainConfig, epochs: int) -> TrainConfig:

@@ -6,7 +6,7 @@ Nothing is chosen on test data: no epoch, no learning rate, no seed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Protocol:
     Args:
         students: model configurations.
         seeds: networks an arm, regime and student; at least 2, for an interval.
-        against: controls, of `random` and `full`.
+        against: controls, of `random`, `random_soft` and `full`.
         regimes: labels seen by students of the set; None is every one that applies.
         full_epochs: epochs on the full data; None gives it about the optimiser steps of the other arms, at
             least one epoch.
@@ -95,6 +95,7 @@ def evaluate(
     progress: Progress,
     ledger: Ledger,
     views: ViewLabels | None = None,
+    labelled: Callable[[Pool], Pool] | None = None,
 ) -> tuple[tuple[ArmResult, ...], tuple[PairedDifference, ...]]:
     """Train and test every student of every arm.
 
@@ -103,6 +104,7 @@ def evaluate(
         engine, progress: who trains, and who is told.
         ledger: what is known already.
         views: labels of the set's views, None where it has none.
+        labelled: labels real images as the set is labelled; not None where `random_soft` is asked for.
 
     Returns:
         One result an arm, regime and student; and the paired differences, the set's own first.
@@ -116,6 +118,7 @@ def evaluate(
         seed=protocol.seed,
         seeds=protocol.seeds,
         views=views,
+        labelled=labelled,
     )
     test = Pool(source.test.images, source.test.labels, distilled.preprocessing)
     students = tuple(dict.fromkeys(protocol.students))
@@ -165,7 +168,7 @@ def _job(arm: Arm, student: Strict, k: int, test: Pool, classes: int, seed: int)
         model=student,
         classes=classes,
         config=arm.config,
-        pool=arm.pool,
+        pool=arm.pool(k),
         # One seed for the k-th network of every arm: the arms are paired.
         seed=derive_seed(seed, "student", k),
         indices=None if arm.indices is None else arm.indices[k],

@@ -113,7 +113,7 @@ def relabel(
         plain: the images.
         labels: who labels which views.
         codec: how they are stored.
-        attributes: facts that the labels carry.
+        attributes: facts that the labels carry, `teacher` and `temperature` among them.
 
     Raises:
         NonFiniteError: a teacher gave NaN or infinite logits; the error names it.
@@ -121,13 +121,7 @@ def relabel(
     images = DeviceImages(Pool(plain.images, plain.labels, plain.preprocessing), ctx.device)
     views = PlannedViews(labels.plan, images)
     ready = labels.on(ctx.device)
-    names = ", ".join(labels.ensemble.names)
-    facts: dict[str, Any] = {
-        **attributes,
-        VIEWS: plan_attributes(labels.plan),
-        "teacher": attributes.get("teacher", names),
-        "temperature": labels.ensemble.temperature,
-    }
+    facts: dict[str, Any] = {**attributes, VIEWS: plan_attributes(labels.plan)}
     store = _Store(ctx.scratch / "labels", passes=labels.plan.epochs)
     if store.done:
         ctx.progress.note(f"labelling goes on behind {store.done} of {labels.plan.epochs} passes")

@@ -16,6 +16,7 @@ from distill.evaluation.controls import Arm, build_arms
 from distill.labels.codecs import decode, encode
 from distill.selection import class_counts
 from distill.training.config import TrainConfig
+from distill.training.job import Pool
 from distill.training.loop import learning_rate
 
 
@@ -60,6 +61,19 @@ def test_a_regime_that_the_set_lacks_is_refused(hard_set: DistilledSet, source: 
     assert (caught.value.found, caught.value.allowed) == (regime, "hard")
 
 
+def test_random_images_may_be_labelled_like_the_set(soft_set: DistilledSet, source: Source) -> None:
+    def labelled(pool: Pool) -> Pool:
+        return replace(pool, targets=torch.nn.functional.one_hot(pool.targets, 3) * 5.0)
+
+    found = arms(soft_set, source, against=("random", "random_soft"), labelled=labelled)
+    plain, soft = found["random", "hard"], found["random", "soft"]
+    assert len(soft.pools) == 3 and soft.indices is None and plain.indices is not None
+    assert (soft.images, soft.config) == (plain.images, plain.config)
+    for seed, indices in enumerate(plain.indices):  # the same draw
+        assert torch.equal(soft.pool(seed).images, source.train.images[indices])
+        assert torch.equal(soft.pool(seed).targets.argmax(dim=1), source.train.labels[indices])
+
+
 # --- the set
 
 
@@ -67,18 +81,18 @@ def test_the_set_trains_on_its_own_images_as_it_says(soft_set: DistilledSet, sou
     found = arms(soft_set, source)
     hard, soft = found["set", "hard"], found["set", "soft"]
     for arm in (hard, soft):
-        assert arm.pool.images is soft_set.images and arm.indices is None and arm.images == 6
+        assert arm.pool(0).images is soft_set.images and arm.indices is None and arm.images == 6
         assert arm.config == soft_set.train
-    assert torch.equal(hard.pool.targets, soft_set.labels)
+    assert torch.equal(hard.pool(0).targets, soft_set.labels)
     assert soft_set.soft is not None
-    assert torch.equal(soft.pool.targets, decode(soft_set.soft)[0])
+    assert torch.equal(soft.pool(0).targets, decode(soft_set.soft)[0])
 
 
 def test_float16_images_stay_as_they_are(hard_set: DistilledSet, source: Source) -> None:
     half = replace(hard_set, images=hard_set.images.half() / 255)
     found = arms(half, source)
-    assert found["set", "hard"].pool.images.dtype == torch.float16
-    assert found["random", "hard"].pool.images.dtype == torch.uint8
+    assert found["set", "hard"].pool(0).images.dtype == torch.float16
+    assert found["random", "hard"].pool(0).images.dtype == torch.uint8
 
 
 def test_soft_labels_of_many_views_are_refused(hard_set: DistilledSet, source: Source) -> None:
@@ -95,7 +109,7 @@ def test_random_has_the_class_counts_of_the_set(hard_set: DistilledSet, source: 
     assert arm.indices is not None and len(arm.indices) == 4 and arm.images == 6
     for indices in arm.indices:
         assert len(torch.unique(indices)) == 6
-        assert class_counts(arm.pool.targets[indices].numpy(), 3).tolist() == [2, 1, 3]
+        assert class_counts(arm.pool(0).targets[indices].numpy(), 3).tolist() == [2, 1, 3]
 
 
 def test_random_differs_between_seeds_and_is_equal_between_runs(
@@ -180,7 +194,7 @@ def test_controls_train_like_the_set_otherwise(hard_set: DistilledSet, source: S
 def test_controls_see_images_as_the_set_has_them_prepared(hard_set: DistilledSet, source: Source) -> None:
     zca = Preprocessing((0.1,), (0.5,), *(np.eye(64, dtype=np.float32),) * 2, np.zeros(64, np.float32))
     found = arms(replace(hard_set, preprocessing=zca), source)
-    assert all(arm.pool.preprocessing is zca for arm in found.values())
+    assert all(arm.pool(0).preprocessing is zca for arm in found.values())
 
 
 # --- what cannot be compared

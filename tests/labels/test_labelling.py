@@ -18,6 +18,7 @@ from distill.labels.codecs import KEPT, VIEWS, probabilities
 from distill.labels.labelling import view_labels, with_labels
 from distill.labels.pool import PoolTeacher, open_pool, refuse_other_order
 from distill.labels.relabel import Relabelling
+from distill.labels.set_teachers import set_teachers
 from distill.labels.view_labels import StoredLabels, plan_of
 from distill.selection import materialise
 from distill.store.reader import read_set
@@ -55,6 +56,29 @@ def all_labels(ctx: Context, source: Source, made: DistilledSet) -> list[tuple[A
         for epoch in range(labels.plan.epochs)
         for start in views.starts
     ]
+
+
+@pytest.mark.parametrize("labels", ["stored", "online"])
+def test_the_sets_teachers_label_other_images_as_they_labelled_its_own(
+    labels: str, source: Source, make_context: MakeContext
+) -> None:
+    ctx = make_context(**TRAIN)
+    made = labelled(ctx, source, labels=labels, batch_norm="batch")
+    pool = Pool(made.images, made.labels, made.preprocessing)
+    again = set_teachers(ctx, source, made).label(pool)
+    ours = view_labels(ctx, source, made)
+    assert again.views is not None and ours is not None and again.views.plan == ours.plan
+    views = PlannedViews(ours.plan, DeviceImages(pool, CPU))
+    images, index = views.batch(1, 4)
+    theirs, own = (each.on(CPU).batch(1, 4, images, index)[0] for each in (again.views, ours))
+    assert torch.equal(theirs, own)
+
+
+def test_a_set_that_no_teacher_labelled_has_none_to_ask(source: Source, make_context: MakeContext) -> None:
+    ctx = make_context(**TRAIN)
+    plain = materialise(selection(list(range(9))), source, ctx.train)
+    with pytest.raises(InputError, match="no teacher of its own labels the set"):
+        set_teachers(ctx, source, plain)
 
 
 @pytest.mark.parametrize("batch_norm", ["running", "batch"])

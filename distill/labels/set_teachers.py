@@ -1,0 +1,143 @@
+"""The teachers of a set, asked again: for online labels, and for real images that are to be labelled as the set is.
+
+A set carries what its teachers are and how they label, not the teachers: they are taken from the cache, or trained
+again as they were. Networks that are not the set's own, by the sha256 of definition and weights, are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from distill.cache.networks import Network
+from distill.contracts import Context, DistilledSet, Source
+from distill.errors import InputError
+from distill.labels.calibration import Calibration
+from distill.labels.ensemble import BatchNormMode, Combine, Ensemble
+from distill.labels.pool import PoolTeacher, open_pool
+from distill.labels.view_labels import OnlineLabels, checked, plan_of
+from distill.models import describe
+from distill.portable import plain_without_paths
+from distill.training.batches import DeviceImages
+from distill.training.job import Pool, ViewPlan
+
+_BLOCK = 256  # images a forward pass
+
+
+class _Told(BaseModel):
+    """How a set's attributes tell who labels it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    teachers: tuple[PoolTeacher, ...]
+    identities: tuple[str, ...]
+    weights: tuple[float, ...]
+    combine: Combine
+    batch_norm: BatchNormMode
+    micro_batches: int
+    temperature: float
+    calibration: Calibration | None
+
+
+def told(
+    ensemble: Ensemble, teachers: Sequence[PoolTeacher], calibration: Calibration | None = None
+) -> dict[str, Any]:
+    """What a set's attributes say of who labels it.
+
+    Args:
+        ensemble: the teachers as they are.
+        teachers: as they are configured.
+        calibration: of the labels.
+    """
+    return {
+        "teacher": ", ".join(ensemble.names),
+        "weights": list(ensemble.weights),
+        "combine": ensemble.combine,
+        "batch_norm": ensemble.batch_norm,
+        "micro_batches": ensemble.micro_batches,
+        "calibration": None if calibration is None else calibration.model_dump(mode="json"),
+        "temperature": float(ensemble.temperature),
+        "teachers": [plain_without_paths(teacher) for teacher in teachers],
+        "identities": [identity_of(network) for network in ensemble.networks],
+    }
+
+
+def identity_of(network: Network) -> str:
+    """sha256 (hex) of everything that decides what a network says."""
+    text = json.dumps(network.identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class SetTeachers:
+    """Who labels a set, and which views of it.
+
+    Args:
+        ensemble: the teachers.
+        plan: of the views; None where they label images as they are.
+        calibration: of the labels of views.
+        device: where they label images as they are.
+    """
+
+    ensemble: Ensemble
+    plan: ViewPlan | None
+    calibration: Calibration | None
+    device: torch.device
+
+    def online(self, classes: Tensor) -> OnlineLabels:
+        """Labels of the views of images of these classes, int64 (N,)."""
+        assert self.plan is not None, "labels of views"
+        return OnlineLabels(self.plan, self.ensemble, classes, self.calibration)
+
+    def label(self, pool: Pool) -> Pool:
+        """Images, labelled as the set's own are; the pool's targets are classes."""
+        if self.plan is not None:
+            return replace(pool, views=self.online(pool.targets))
+        images, labellers = DeviceImages(pool, self.device), self.ensemble.on(self.device)
+        blocks = torch.arange(len(images), device=self.device).split(_BLOCK)
+        logits = [labellers.logits(images.gather(rows)).cpu() for rows in blocks]
+        return replace(pool, targets=torch.cat(logits))
+
+
+def set_teachers(ctx: Context, source: Source, distilled: DistilledSet) -> SetTeachers:
+    """The teachers of a set's soft labels.
+
+    Raises:
+        InputError: no teacher gave its labels, or they cannot be had here.
+    """
+    soft = distilled.soft
+    if soft is None or "teachers" not in soft.attributes:
+        raise InputError(
+            "no teacher of its own labels the set, which could label other images alike",
+            found="hard labels"
+            if soft is None
+            else f"soft labels of {soft.attributes.get('teacher', 'no teacher')}",
+            fix="leave random_soft out of evaluate.against, or label the set by soft_label or committee",
+        )
+    asked = checked(_Told, dict(soft.attributes), what="the set does not say who labels it")
+    networks = open_pool(ctx, source, asked.teachers)
+    for network, identity in zip(networks, asked.identities, strict=True):
+        if identity_of(network) != identity:
+            raise InputError(
+                f"the teacher {describe(network.model)} is not the one that labels this set",
+                found=f"a network of identity {identity_of(network)[:12]}",
+                allowed=identity[:12],
+                fix="evaluate on the data and with the seed that the set was made from, on the same kind of device",
+            )
+    ensemble = Ensemble(
+        tuple(networks),
+        asked.weights,
+        asked.temperature,
+        distilled.preprocessing,
+        combine=asked.combine,
+        batch_norm=asked.batch_norm,
+        micro_batches=asked.micro_batches,
+    )
+    return SetTeachers(ensemble, plan_of(soft), asked.calibration, ctx.device)
