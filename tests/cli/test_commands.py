@@ -27,6 +27,25 @@ def test_evaluate_takes_its_data_from_the_set(call: Call, made: Path, tmp_path: 
     assert rows == {("set", "soft", "mlp-w128-d2", 3), ("random", "hard", "mlp-w128-d2", 3)}
 
 
+def test_evaluate_labels_random_images_like_the_set(call: Call, made: Path) -> None:
+    result = call("evaluate", made, "--against", "random,random_soft", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    arms = {(row["arm"], row["regime"]): row["accuracies"] for row in report["results"]}
+    assert arms.keys() == {("set", "hard"), ("set", "soft"), ("random", "soft"), ("random", "hard")}
+    assert arms["random", "soft"] != arms["random", "hard"], "other labels teach otherwise"
+
+
+def test_a_run_without_teachers_refuses_to_label_random_images(
+    call: Call, recipe: Path, tmp_path: Path
+) -> None:
+    steps = "steps=[{kcenter: {ipc: 2}}]"
+    result = call("run", recipe, steps, "evaluate.against=[random_soft]", "--out", "out")
+    assert result.exit_code == 2
+    assert "no teacher labels the set" in result.stderr and "the last step is kcenter" in result.stderr
+    assert not (tmp_path / "out" / "set.h5").exists()
+
+
 def test_evaluate_writes_a_report_where_asked(call: Call, made: Path, tmp_path: Path) -> None:
     assert call("evaluate", made, "--seeds", "2", "--out", "again").exit_code == 0
     assert {path.name for path in (tmp_path / "again").iterdir()} == {"report.json", "report.html"}
