@@ -37,9 +37,7 @@ def forward_cost(model: Strict, image_shape: tuple[int, int, int], classes: int)
         image_shape: (Ch, H, W).
         classes: C.
     """
-    with torch.device("meta"):
-        network = build(_without_weights(model), image_shape=image_shape, classes=classes, seed=0)
-    network.eval()
+    network = _outline(_without_weights(model), image_shape, classes).eval()
     activations = 0
 
     def count(_: nn.Module, __: object, output: object) -> None:
@@ -54,6 +52,15 @@ def forward_cost(model: Strict, image_shape: tuple[int, int, int], classes: int)
         network(torch.empty(1, *image_shape, device="meta"))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return ForwardCost(float(counter.get_total_flops()), activations, parameters)
+
+
+def _outline(model: Strict, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return build(model, image_shape=image_shape, classes=classes, seed=0)
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        return build(model, image_shape=image_shape, classes=classes, seed=0).to("meta")
 
 
 def _without_weights(model: Strict) -> Strict:

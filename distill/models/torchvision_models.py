@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -26,17 +26,23 @@ PREFIX = "torchvision/"
 # What the networks with auxiliary heads call them.
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
+# What networks call the pooling behind their first convolution.
+_STEM_POOLINGS = ("maxpool", "maxpool1", "features.pool0")
+
 
 class TorchvisionConfig(ModelConfig):
     """Options of `torchvision/NAME`.
 
     `weights` is a safetensors file or a state dict (loaded with weights_only), checked against `sha256` where given.
-    Without either, weights are random; `sha256` alone, as a set's recipe has it, waits for the file's name.
+    Without either, weights are random; `sha256` alone, as a set's recipe has it, waits for the file's name. `stem:
+    small` is the habit for images of 32 and 64 px: the first convolution is one of 3 x 3 px and stride 1, and no
+    pooling follows it.
     """
 
     name: Annotated[str, Field(pattern=f"^{PREFIX}.+")]
     weights: Annotated[str, Field(min_length=1), MachinePath(sha256="sha256")] | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    stem: Literal["full", "small"] = "full"
 
     @field_validator("name")
     @classmethod
@@ -64,6 +70,8 @@ class TorchvisionConfig(ModelConfig):
             )
         state = None if self.weights is None else load_state(Path(self.weights), sha256=self.sha256)
         module = _make(self.name.removeprefix(PREFIX), weighted=state is not None)
+        if self.stem == "small":
+            _shrink_stem(module, self.name)
         path = _last_linear(module, self.name)
         _fit_head(module, path, classes)
         if state is not None:
@@ -73,7 +81,8 @@ class TorchvisionConfig(ModelConfig):
         return network
 
     def describe(self) -> str:
-        return self.name if self.weights is None else f"{self.name} ({Path(self.weights).name})"
+        name = self.name if self.stem == "full" else f"{self.name}-small"
+        return name if self.weights is None else f"{name} ({Path(self.weights).name})"
 
 
 def load_state(path: Path, *, sha256: str | None) -> dict[str, Tensor]:
@@ -152,6 +161,26 @@ def _make(name: str, *, weighted: bool) -> nn.Module:
         # `transform_input` undoes ImageNet's mean and std, which torchvision's weights of these networks expect.
         options = {"aux_logits": False, "init_weights": not weighted, "transform_input": weighted}
     return torchvision.models.get_model(name, weights=None, **options)
+
+
+def _shrink_stem(module: nn.Module, name: str) -> None:
+    """Make the first convolution one of 3 x 3 px and stride 1, and leave out the pooling behind it."""
+    path, first = next((path, part) for path, part in module.named_modules() if isinstance(part, nn.Conv2d))
+    if first.stride == (1, 1):
+        raise InputError(
+            f"the first convolution of {name} has stride 1, and the stem is no larger than it should be",
+            found="stem: small",
+            fix="leave stem out",
+        )
+    small = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None)
+    module.set_submodule(path, small)
+    for pooling in _STEM_POOLINGS:
+        if isinstance(_submodule(module, pooling), nn.MaxPool2d):
+            module.set_submodule(pooling, nn.Identity())
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    return dict(module.named_modules()).get(path)
 
 
 def _last_linear(module: nn.Module, name: str) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 
 from distill.errors import DamagedDataError, InputError
 from distill.models import build, model_config
+from distill.models.cost import forward_cost
 
 NAME = "torchvision/shufflenet_v2_x0_5"
 
@@ -187,3 +188,33 @@ def test_without_safetensors_the_error_names_the_extra(tmp_path, monkeypatch) ->
     path.write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     refused(InputError, "safetensors", "pip install 'distill[weights]'", weights=str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("resnet18", 16),
+        ("shufflenet_v2_x0_5", 16),
+        ("densenet121", 16),
+        ("mobilenet_v2", 4),
+        ("regnet_y_400mf", 4),
+    ],
+)
+def test_a_small_stem_keeps_small_images_whole(name: str, pixels: int) -> None:
+    """What reaches the last stage: two stages less are strided away, one where no pooling follows the stem."""
+    config = model_config({"name": f"torchvision/{name}", "stem": "small"})
+    assert config.describe() == f"torchvision/{name}-small"
+    module = build(config, image_shape=(3, 32, 32), classes=4, seed=0).eval()
+    seen = []
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(lambda _, __, output: seen.append(output.shape[2] * output.shape[3]))
+    with torch.no_grad():
+        assert module(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+    assert seen[0] == 32 * 32 and max(seen[-3:]) == pixels
+    assert forward_cost(config, (3, 32, 32), 4).flops > 0
+
+
+def test_a_stem_that_is_small_already_is_refused() -> None:
+    with pytest.raises(InputError, match="vgg11 has stride 1"):
+        network(name="torchvision/vgg11", stem="small")
