@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -213,7 +214,7 @@ def _split(module: nn.Module, path: str) -> Classifier:
 def _load(module: nn.Module, state: dict[str, Tensor], *, head: str, where: str) -> None:
     """Load the file's tensors, once every name and shape is as it should be."""
     heads = tuple(prefix for prefixes in _AUXILIARY.values() for prefix in prefixes)
-    state = {name: value for name, value in state.items() if not name.startswith(heads)}
+    state = {_today(name): value for name, value in state.items() if not name.startswith(heads)}
     wanted = module.state_dict()
     last = f"{head}.weight"
     if (
@@ -238,6 +239,11 @@ def _load(module: nn.Module, state: dict[str, Tensor], *, head: str, where: str)
             fix="name the network that these weights belong to",
         )
     module.load_state_dict(state)
+
+
+def _today(name: str) -> str:
+    """A parameter's name, where torchvision's files of DenseNets still have one from before: norm.1 is norm1."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
 
 
 def _differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

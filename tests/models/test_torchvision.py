@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,18 @@ def test_a_small_stem_keeps_small_images_whole(name: str, pixels: int) -> None:
 def test_a_stem_that_is_small_already_is_refused() -> None:
     with pytest.raises(InputError, match="vgg11 has stride 1"):
         network(name="torchvision/vgg11", stem="small")
+
+
+def test_files_of_densenets_with_names_from_before_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    now = torchvision.models.densenet121(weights=None, num_classes=4).eval()
+    before = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): value
+        for name, value in now.state_dict().items()
+    }
+    assert before.keys() != now.state_dict().keys()
+    torch.save(before, tmp_path / "densenet121.pth")
+    read = network(name="torchvision/densenet121", weights=str(tmp_path / "densenet121.pth")).eval()
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(read(image), now(image))
