@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 import distill.recipe
 from distill.errors import InputError, RecipeErrors
-from distill.pipeline import make_steps
 from distill.recipe import (
     EvaluateConfig,
     Recipe,
@@ -25,7 +24,6 @@ from distill.recipe import (
     recipe_names,
     recipe_text,
 )
-from distill.step_checks import check_places
 from distill.training.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("registry")
@@ -123,14 +121,6 @@ def test_shipped_recipes_are_found_by_name(shipped: Path) -> None:
     loaded = load_recipe("digits")
     assert loaded.recipe == small_recipe()
     assert loaded.source == "recipes/digits.yaml"
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_shipped_recipe_is_one_and_says_what_to_expect(name: str) -> None:
-    recipe = load_recipe(name).recipe
-    check_places(make_steps(recipe), recipe.evaluate.against)
-    head = recipe_text(name)
-    assert f"# Run:      distill run {name}" in head and "# Expect:   " in head
 
 
 def test_unknown_names_give_the_nearest(shipped: Path) -> None:
