@@ -270,6 +270,21 @@ class Passes:
 
 
 @dataclass(frozen=True)
+class Labelling:
+    """The views that a step will label, for a dry run.
+
+    Args:
+        models: the teachers.
+        passes: over the images; None is the students' epochs.
+        view_bytes: of a view's stored label; 0 where teachers label as students train.
+    """
+
+    models: tuple[Any, ...]
+    passes: int | None
+    view_bytes: int
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What a step will do, as far as its configuration tells.
 
@@ -280,6 +295,7 @@ class Estimate:
         features: rows of features and logits it caches.
         pixel_bytes: of a number of an image of its result.
         whitening: whether its result holds the matrices of ZCA.
+        labelling: the views it labels; None where it labels images as they are, or not at all.
     """
 
     images: int
@@ -288,6 +304,7 @@ class Estimate:
     features: int = 0
     pixel_bytes: int = 1
     whitening: bool = False
+    labelling: Labelling | None = None
 
 
 class Method(ABC):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from distill.cache import default_folder
-from distill.contracts import Estimate, Method, Passes, Source
+from distill.contracts import Estimate, Labelling, Method, Passes, Source
 from distill.data import Plan, plan
 from distill.data.outline import outline
 from distill.models import describe
@@ -168,6 +168,10 @@ def _costs(
     ]
     last = estimates[-1]
     assert last is not None
+    work += [
+        _passes(passes, shape, classes, device, title="labels")
+        for passes in _labelling(recipe, last.images, last.labelling)
+    ]
     work += _students(recipe, last.images, looked, device)
     in_workers = device.type == "cpu" and any(item.parallel > 1 for item in work)
     started = START_SECONDS + (WORKERS_SECONDS if in_workers else 0.0)
@@ -177,7 +181,10 @@ def _costs(
     whitening = _ZCA_BYTES * pixels**2 if any(each and each.whitening for each in estimates) else 0
     networks = max(_side_by_side(item, device) for item in work)
     peak = PROCESS_BYTES + 2 * image_bytes + max(networks, whitening)
-    set_bytes = last.images * (last.pixel_bytes * pixels + 2 * classes + 32)
+    labels = 2 * classes
+    if last.labelling is not None:
+        labels = last.labelling.view_bytes * _label_passes(last.labelling, recipe.train)
+    set_bytes = last.images * (last.pixel_bytes * pixels + labels + 32)
     set_bytes += 8 * pixels**2 if last.whitening else 0
     cache_bytes = _cache_bytes(estimates, shape, classes)
     return [
@@ -237,6 +244,24 @@ def _training(
         parallel=1,
         peak_bytes=4 * (3 * cost.parameters + 2 * cost.activations * batch),
     )
+
+
+def _label_passes(labelling: Labelling, train: TrainConfig) -> int:
+    """Passes over the images whose views are labelled."""
+    return min(labelling.passes or train.epochs, train.epochs)
+
+
+def _labelling(recipe: Recipe, images: int, labelling: Labelling | None) -> list[Passes]:
+    """What teachers do to label views: once where labels are stored, else for every student."""
+    if labelling is None:
+        return []
+    train, asked = recipe.train, recipe.evaluate
+    students = asked.seeds * len(asked.students)
+    epochs = _label_passes(labelling, train) if labelling.view_bytes else students * train.epochs
+    epochs += students * train.epochs * ("random_soft" in asked.against)
+    count = epochs * -(-images // train.batch_size)
+    batch = min(train.batch_size, images)
+    return [Passes(model, batch=batch, count=count, kept=1, copies=1) for model in labelling.models]
 
 
 def _passes(

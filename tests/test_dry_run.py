@@ -104,6 +104,38 @@ def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL_WORKERS", "1")
 
 
+LABELLING = "steps.0={soft_label: {ipc: 20, teacher: {model: resnet18, train: {epochs: 1}}, views: {}}}"
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["train.epochs=30", "steps.0.views.labels=online", "evaluate.against=[random, random_soft]"],
+)
+def test_labelling_more_views_takes_longer(tmp_path: Path, more: str) -> None:
+    base = (
+        LABELLING,
+        "train.epochs=10",
+        "evaluate.against=[random]",
+        "evaluate.students=[{name: mlp, width: 4}]",
+    )
+    assert told(tmp_path, *base, more)[0] > told(tmp_path, *base)[0] + 1
+
+
+def test_labels_of_views_take_room_in_the_set(tmp_path: Path) -> None:
+    def told_bytes(*overrides: str) -> float:
+        asked = [LABELLING, "train.epochs=10000", *overrides]
+        found = re.search(
+            r"set at most ([\d.]+) ([kMG]B)", dry_run(TINY, asked, out=tmp_path / "out", device="cpu")
+        )
+        assert found is not None
+        return float(found[1]) * {"kB": 1e3, **UNITS}[found[2]]
+
+    classes, images = 10, 200
+    assert told_bytes() == pytest.approx(2 * classes * images * 10_000, rel=0.05)
+    assert told_bytes("steps.0.views.passes=1000") == pytest.approx(2 * classes * images * 1000, rel=0.05)
+    assert told_bytes("steps.0.views.labels=online") < 2 * classes * images * 100
+
+
 def test_looking_for_flat_minima_costs_twice(tmp_path: Path) -> None:
     """A step of GSAM takes two gradients; matching itself is next to nothing here."""
     longer = (MATCHING, "steps.0.iterations=1", "steps.0.start_epochs.last=9000")

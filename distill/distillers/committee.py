@@ -145,7 +145,13 @@ class Committee(Distiller):
             Passes(teacher.model, batch=batch, count=3 * steps // len(asked.teachers), kept=2)
             for teacher in asked.teachers
         ]
-        return Estimate(images=images, trainings=estimated(asked.teachers, train), passes=tuple(passes))
+        models = [teacher.model for teacher in asked.teachers]
+        return Estimate(
+            images=images,
+            trainings=estimated(asked.teachers, train),
+            passes=tuple(passes),
+            labelling=None if asked.relabel is None else asked.relabel.estimate(models, classes=classes),
+        )
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         asked = self.config

@@ -74,7 +74,12 @@ class SoftLabel(Distiller):
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         teacher = self.config.teacher
         images = self.images(classes=classes, before=before)
-        return Estimate(images=images, trainings=(Training(teacher.model, teacher.train, train),))
+        views = self.config.views
+        return Estimate(
+            images=images,
+            trainings=(Training(teacher.model, teacher.train, train),),
+            labelling=None if views is None else views.estimate([teacher.model], classes=classes),
+        )
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         asked = self.config

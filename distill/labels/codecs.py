@@ -66,6 +66,14 @@ class CodecConfig(Strict):
         asked = {"k": self.k, "bits": self.bits}
         return {option: asked[option] or _DEFAULTS[option] for option in CODECS[self.name].options}
 
+    def view_bytes(self, classes: int) -> int:
+        """Bytes of the label of one view of C classes."""
+        options = {
+            name: min(value, classes) if name == "k" else value for name, value in self.options.items()
+        }
+        one = encode(torch.zeros(1, 1, classes), codec=self.name, temperature=1.0, teacher="", **options)
+        return label_bytes(one)
+
     def check(self, classes: int) -> None:
         """Raise InputError where labels of C classes cannot be stored so."""
         k = self.options.get("k", 1)

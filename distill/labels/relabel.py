@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.contracts import Context, DistilledSet, SoftLabels
+from distill.contracts import Context, DistilledSet, Labelling, SoftLabels
 from distill.errors import InputError
 from distill.files import disk_errors, write_bytes_atomically
 from distill.labels.calibration import Calibration
@@ -81,6 +81,12 @@ class Relabelling(Strict):
                 allowed="mix: none or selfmix",
                 fix="change train.mix, or leave calibration out",
             )
+
+    def estimate(self, models: Sequence[Strict], *, classes: int) -> Labelling:
+        """What labelling by these teachers takes, for a dry run."""
+        return Labelling(
+            tuple(models), self.passes, 0 if self.labels == "online" else self.codec.view_bytes(classes)
+        )
 
     def plan(self, train: TrainConfig, *, seed: int) -> ViewPlan:
         """The views that students of `train` will see."""
