@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,15 @@ from distill.files import write_atomically
 from distill.store import format as fmt
 from distill.store.archive import open_archive
 from distill.store.checks import check_set
+from distill.store.sparse import SparseFile
 
 
 def write_set(distilled: DistilledSet, path: Path) -> None:
     """Write a set to `path`, in the place of what was there.
 
-    The file is built in memory, written to a temporary name in the same folder, read back and verified,
-    synced, and renamed. The same set gives the same bytes (with the same versions of h5py and its zlib).
-
-    It is built in memory because HDF5 does not survive a failed write: after a full disk it keeps unwritable
-    blocks and crashes the process as it ends.
+    The file is built in memory, but for arrays that lie in one piece, written to a temporary name in the same
+    folder, read back and verified, synced, and renamed. The same set gives the same bytes (with the same versions
+    of h5py and its zlib).
 
     Raises:
         InputError: the folder cannot be written, or the disk is full.
@@ -34,10 +32,10 @@ def write_set(distilled: DistilledSet, path: Path) -> None:
     if path.is_dir():
         raise InputError("is a folder", where=str(path), fix="name the file to be written, such as set.h5")
     check_set(distilled)
-    image = _build(_pack(distilled))
+    image, pieces = _build(_pack(distilled))
 
     def write(partial: Path) -> None:
-        partial.write_bytes(image)
+        image.copy_to(partial, pieces)
         _verify(partial, path)
 
     write_atomically(path, write)
@@ -54,22 +52,35 @@ def _verify(partial: Path, path: Path) -> None:
         ) from error
 
 
-def _build(arrays: dict[str, np.ndarray]) -> memoryview:
-    """The bytes of the HDF5 file that holds `arrays`, made in order of name."""
-    buffer = BytesIO()
+def _build(arrays: dict[str, np.ndarray]) -> tuple[SparseFile, list[tuple[int, np.ndarray]]]:
+    """The HDF5 file that holds `arrays`, made in order of name; and those it has room for only, with their places."""
+    image = SparseFile()
     digests: dict[str, str] = {}
-    with h5py.File(buffer, "w", libver=fmt.LIBVER) as file:
+    pieces = []
+    with h5py.File(image, "w", libver=fmt.LIBVER) as file:
         for name in sorted(arrays):
             array = arrays[name]
             storage = fmt.storage(name, array.shape, array.itemsize)
-            dataset = file.create_dataset(name, data=array, track_times=False, **storage)
+            if storage:
+                dataset = file.create_dataset(name, data=array, track_times=False, **storage)
+            else:
+                dataset = _reserve(file, name, array)
+                pieces.append((dataset.id.get_offset(), array))
             digests[name] = fmt.digest(array.dtype, array.shape, [array])
             dataset.attrs[fmt.SHA256_ATTRIBUTE] = np.bytes_(digests[name])
         file.attrs[fmt.FORMAT_ATTRIBUTE] = np.bytes_(fmt.FORMAT)
         file.attrs[fmt.VERSION_ATTRIBUTE] = np.int64(fmt.FORMAT_VERSION)
         file.attrs[fmt.CONTENT_ATTRIBUTE] = np.bytes_(fmt.content_digest(digests))
         file.attrs[fmt.COMPLETE_ATTRIBUTE] = np.uint8(1)
-    return buffer.getbuffer()
+    return image, pieces
+
+
+def _reserve(file: h5py.File, name: str, array: np.ndarray) -> h5py.Dataset:
+    """A dataset in one piece that has its place and no content yet."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return file.create_dataset(name, shape=array.shape, dtype=array.dtype, track_times=False, dcpl=properties)
 
 
 def _pack(distilled: DistilledSet) -> dict[str, np.ndarray]:

@@ -114,7 +114,8 @@ def forge(full: DistilledSet, path: Path, change: Callable[[Arrays], object]) ->
     """A file with right digests over contents that no writer of ours would write."""
     arrays = writer._pack(full)
     change(arrays)
-    path.write_bytes(writer._build(arrays))
+    image, pieces = writer._build(arrays)
+    image.copy_to(path, pieces)
 
 
 def nan_pixel(arrays: Arrays) -> None:

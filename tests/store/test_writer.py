@@ -15,6 +15,7 @@ from distill.contracts import DistilledSet, Preprocessing, SoftLabels
 from distill.errors import DamagedDataError, InputError
 from distill.store import format as fmt
 from distill.store import writer
+from distill.store.sparse import SparseFile
 from distill.store.writer import write_set
 
 Change = Callable[[DistilledSet], DistilledSet]
@@ -113,12 +114,14 @@ def test_interrupted_write_leaves_the_old_file(
     write_set(plain, path)
     before = path.read_bytes()
 
-    def fail_halfway(partial: Path, data: memoryview) -> int:
-        with partial.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def fail_halfway(image: SparseFile, partial: Path, pieces: list[tuple[int, np.ndarray]]) -> None:
+        copy_to(image, partial, pieces)
+        with partial.open("r+b") as file:
+            file.truncate(partial.stat().st_size // 2)
         raise failure
 
-    monkeypatch.setattr(Path, "write_bytes", fail_halfway)
+    copy_to = SparseFile.copy_to
+    monkeypatch.setattr(SparseFile, "copy_to", fail_halfway)
     expected = InputError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         write_set(full, path)
@@ -132,13 +135,14 @@ def test_interrupted_write_leaves_the_old_file(
 def test_disk_that_does_not_give_back_what_was_written(
     full: DistilledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flip(partial: Path, data: memoryview) -> int:
-        broken = bytearray(data)
+    def flip(image: SparseFile, partial: Path, pieces: list[tuple[int, np.ndarray]]) -> None:
+        copy_to(image, partial, pieces)
+        broken = bytearray(partial.read_bytes())
         broken[len(broken) // 2] ^= 1
-        with partial.open("wb") as file:
-            return file.write(broken)
+        partial.write_bytes(broken)
 
-    monkeypatch.setattr(Path, "write_bytes", flip)
+    copy_to = SparseFile.copy_to
+    monkeypatch.setattr(SparseFile, "copy_to", flip)
     with pytest.raises(DamagedDataError, match="does not read back"):
         write_set(full, tmp_path / "set.h5")
     assert list(tmp_path.iterdir()) == []
@@ -154,10 +158,13 @@ def test_folders_that_cannot_be_written(plain: DistilledSet, tmp_path: Path) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_arrays_are_made_in_order_of_name(full: DistilledSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_are_made_in_order_of_name(full: DistilledSet, tmp_path: Path) -> None:
     arrays = writer._pack(full)
     turned = dict(reversed(list(arrays.items())))
-    assert bytes(writer._build(arrays)) == bytes(writer._build(turned))
+    for name, content in (("one", arrays), ("other", turned)):
+        image, pieces = writer._build(content)
+        image.copy_to(tmp_path / name, pieces)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
 def test_soft_labels_without_arrays(full: DistilledSet, tmp_path: Path) -> None:
