@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from distill.store import format as fmt
 from distill.store.archive import Archive, StoredArray, open_archive
+
+_DIGEST = re.compile("[0-9a-f]{40,}")
 
 
 def summarise(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def _describe_labels(labels: Mapping[str, Any]) -> str:
         f"{name} {form['dtype']} {_dims(form['shape'])}" for name, form in soft["arrays"].items()
     )
     facts = {key: value for key, value in soft.items() if key not in ("codec", "arrays")}
-    return f"hard; soft by codec {soft['codec']} ({arrays}), {_pairs(facts)}"
+    return f"hard; soft by codec {soft['codec']}{f' ({arrays})' if arrays else ''}, {_pairs(facts)}"
 
 
 def _describe_preprocessing(preprocessing: Mapping[str, Any]) -> str:
@@ -189,11 +192,21 @@ def _dims(shape: Iterable[int]) -> str:
 
 def _pairs(facts: Mapping[str, Any]) -> str:
     """`key value` for each simple fact; nested ones by their keys only, the JSON form shows them whole."""
-    shown = []
-    for key, value in facts.items():
-        nested = isinstance(value, dict | list)
-        shown.append(f"{key} {{{_some(value)}}}" if nested else f"{key} {value}")
-    return ", ".join(shown)
+    return ", ".join(f"{key} {_short(value)}" for key, value in facts.items())
+
+
+def _short(value: Any) -> str:
+    """A value in few letters."""
+    if isinstance(value, dict):
+        return f"{{{_some(value)}}}"
+    if isinstance(value, list):
+        named = [_short(each) for each in value if not isinstance(each, dict | list)]
+        return f"{{{_some(named)}}}" if len(named) == len(value) else f"{{{len(value)} of them}}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value[:12]
+    return "none" if value is None else str(value)
 
 
 def _some(names: Iterable[Any], limit: int = 10) -> str:
