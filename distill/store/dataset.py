@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -50,10 +51,15 @@ class SetDataset(Dataset[tuple[Tensor, Tensor]]):
                 allowed="'auto' or 'hard'",
                 fix="make the set with labels: stored",
             )
-        if labels == "hard" or distilled.soft is None or not codecs.is_stored(distilled.soft):
-            self.targets = distilled.labels
-        else:
-            self.targets = codecs.probabilities(distilled.soft)
+        self.soft = labels != "hard" and codecs.is_stored(distilled.soft)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """int64 (N,), or float32 (N, C); with labels of many views they are all read for the mean."""
+        if not self.soft:
+            return self.set.labels
+        assert self.set.soft is not None, "stored soft labels"
+        return codecs.probabilities(self.set.soft)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import distill
 from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.errors import DamagedDataError, DistillError, InputError
 from distill.labels import relabel as relabel_module
@@ -23,8 +24,8 @@ from distill.labels.view_labels import StoredLabels, plan_of
 from distill.selection import materialise
 from distill.store.reader import read_set
 from distill.store.writer import write_set
-from distill.training.batches import DeviceImages, PlannedViews
-from distill.training.job import Pool
+from distill.training.batches import Batches, DeviceImages, PlannedViews
+from distill.training.job import Job, Pool
 from tests.distillers.test_soft_label import selection
 
 MakeContext = Callable[..., Context]
@@ -72,6 +73,39 @@ def test_the_sets_teachers_label_other_images_as_they_labelled_its_own(
     images, index = views.batch(1, 4)
     theirs, own = (each.on(CPU).batch(1, 4, images, index)[0] for each in (again.views, ours))
     assert torch.equal(theirs, own)
+
+
+@pytest.mark.parametrize("passes", [None, 2])
+def test_a_users_own_loop_sees_what_students_see(
+    passes: int | None, source: Source, make_context: MakeContext, tmp_path: Path
+) -> None:
+    made = labelled(make_context(**TRAIN), source, passes=passes)
+    write_set(made, tmp_path / "set.h5")
+    dataset = distill.load(tmp_path / "set.h5")
+    job = Job(
+        model=TEACHERS[0].model,
+        classes=len(made.classes),
+        config=made.train,
+        pool=Pool(made.images, made.labels, made.preprocessing, StoredLabels(made.soft)),
+        seed=0,
+    )
+    students = Batches([job], CPU)
+    for epoch in range(made.train.epochs):
+        pairs = zip(distill.views(dataset.set, epoch), students.epoch(epoch), strict=True)
+        for (images, targets), theirs in pairs:
+            assert torch.equal(images, theirs.images[0]) and torch.equal(targets, theirs.targets[0])
+            assert targets.sum(dim=1).allclose(torch.ones(len(targets)))
+    with pytest.raises(InputError, match="no such epoch"):
+        next(distill.views(dataset.set, made.train.epochs))
+
+
+def test_online_labels_have_no_views_to_read(
+    source: Source, make_context: MakeContext, tmp_path: Path
+) -> None:
+    write_set(labelled(make_context(**TRAIN), source, labels="online"), tmp_path / "set.h5")
+    dataset = distill.load(tmp_path / "set.h5")
+    with pytest.raises(InputError, match="stores no labels of views"):
+        next(distill.views(dataset.set, 0))
 
 
 def test_a_set_that_no_teacher_labelled_has_none_to_ask(source: Source, make_context: MakeContext) -> None:
