@@ -109,6 +109,7 @@ def _train(
             seed=ctx.derive("expert", expert),
             label=f"expert {expert}",
             trajectory=TrajectoryRow(folder.path, expert, folder.layout.epochs),
+            one_thread=True,
         )
         for expert in missing
     ]

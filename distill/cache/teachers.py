@@ -194,7 +194,15 @@ class _Teachers:
             yield
 
     def train(self, numbers: list[int], name: str) -> None:
-        """Train these networks and keep each with every epoch that is or was wanted of it."""
+        """Train these networks and keep each with every epoch that is or was wanted of it.
+
+        The first is trained alone, as it is where nobody asks for more: its weights are the same then.
+        """
+        for together in ([n for n in numbers if n == 0], [n for n in numbers if n > 0]):
+            if together:
+                self._train(together, name)
+
+    def _train(self, numbers: list[int], name: str) -> None:
         jobs = [self._job(number) for number in numbers]
 
         def keep(place: int, trained: Trained) -> None:
@@ -280,6 +288,7 @@ def _jobs(ctx: Context, source: Source, config: TeacherConfig, count: int, name:
         replace(
             first,
             seed=ctx.derive("teacher", number),
+            one_thread=number > 0,
             label=f"{first.label}, number {number}" if count > 1 else first.label,
         )
         for number in range(count)

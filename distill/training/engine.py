@@ -6,8 +6,8 @@
 - One network alone, in this process, with as many threads as its steps can keep busy.
 
 The way chosen changes results by rounding alone: orders, views and initial weights come from each job's seed. Threads
-round too. Jobs with a trajectory, of which some may be kept and others missing, have one thread on a CPU in either way:
-what an expert's weights are then does not depend on how many were trained with it.
+round too. So experts and committees of equal teachers, of which some may be kept and others missing, have `one_thread`
+on a CPU in either way: what their weights are then does not depend on how many were trained with them.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Engine:
         self, jobs: Sequence[Job], report: Callable[[int], None], done: Callable[[int, Trained], None]
     ) -> None:
         for number, job in enumerate(jobs):
-            with at_most_threads(1 if job.trajectory else useful_threads(step_flops(job))):
+            with at_most_threads(1 if job.one_thread else useful_threads(step_flops(job))):
                 done(number, self._train_group([job], report)[0])
 
     def _train_stacks(
@@ -209,8 +209,8 @@ def stackable(jobs: Sequence[Job]) -> list[list[int]]:
 
 
 def cores_for(jobs: Sequence[Job]) -> int:
-    """Cores that workers share; where jobs have trajectories no more than jobs, so that each has one thread."""
-    return min(worker_count(), len(jobs)) if any(job.trajectory for job in jobs) else worker_count()
+    """Cores that workers share; where jobs ask for one thread no more than jobs."""
+    return min(worker_count(), len(jobs)) if any(job.one_thread for job in jobs) else worker_count()
 
 
 def worker_count() -> int:

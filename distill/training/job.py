@@ -108,6 +108,7 @@ class Job:
         keep_epochs: after how many epochs (0: before the first) the weights are wanted besides.
         record_dynamics: whether it is followed how each sample fares.
         trajectory: where the weights are written as it trains.
+        one_thread: on a CPU; what its weights are then does not depend on how many are trained beside it.
         label: for progress and errors, such as "random, seed 3".
     """
 
@@ -122,6 +123,7 @@ class Job:
     keep_epochs: tuple[int, ...] = ()
     record_dynamics: bool = False
     trajectory: TrajectoryRow | None = None
+    one_thread: bool = False
     label: str = "network"
 
     @property

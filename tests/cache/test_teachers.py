@@ -214,23 +214,43 @@ def test_several_are_trained_at_once_and_only_the_missing_ones(
     assert spy.jobs[1].pool is spy.jobs[2].pool, "a stack is made of jobs that share their pools"
 
 
+def test_threads_do_not_depend_on_who_is_trained_beside_it(
+    make_context: MakeContext, source: Source, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is always trained alone and may have several; the others have one."""
+    together: list[int] = []
+    train = Spy.train
+
+    def counting(self: Spy, jobs: Sequence[Job], **options: Any) -> list[Trained]:
+        together.append(len(jobs))
+        return train(self, jobs, **options)
+
+    monkeypatch.setattr(Spy, "train", counting)
+    train_teachers(make_context(), source, config(), count=3, name="teacher")
+    assert together == [1, 2]
+    assert [job.one_thread for job in spy.jobs] == [False, True, True]
+
+
 def test_a_killed_run_keeps_what_was_finished(
     make_context: MakeContext, source: Source, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = Spy.train
 
     def killed(self: Spy, jobs: Sequence[Job], *, title: str, on_done: Callable[[int, Trained], None]) -> Any:
-        train(self, [jobs[2]], title=title, on_done=lambda _, trained: on_done(2, trained))
+        if len(jobs) == 1:  # the first, which is trained alone
+            return train(self, jobs, title=title, on_done=on_done)
+        train(self, [jobs[1]], title=title, on_done=lambda _, trained: on_done(1, trained))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Spy, "train", killed)
         with pytest.raises(KeyboardInterrupt):
             train_teachers(make_context(), source, config(), count=4, name="teacher")
-    last = spy.jobs.pop()
+    first, last = spy.jobs
+    spy.jobs.clear()
     networks = train_teachers(make_context(), source, config(), count=4, name="teacher")
-    assert len(spy.jobs) == 3
-    assert last.seed not in {job.seed for job in spy.jobs}
+    assert len(spy.jobs) == 2
+    assert {first.seed, last.seed}.isdisjoint({job.seed for job in spy.jobs})
     assert len({network.identity["weights"] for network in networks}) == 4
 
 

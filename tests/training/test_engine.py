@@ -332,7 +332,7 @@ def test_the_way_chosen(make_job: MakeJob, told: Told, monkeypatch: pytest.Monke
 def with_trajectory(job: Job, expert: int = 0) -> Job:
     """The job as an expert's, whose weights are never written as long as no epoch is named."""
     row = TrajectoryRow(Path("weights.npy"), expert, ())
-    return dataclasses.replace(job, trajectory=row)
+    return dataclasses.replace(job, trajectory=row, one_thread=True)
 
 
 def test_an_expert_has_one_thread(make_job: MakeJob, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
