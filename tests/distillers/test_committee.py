@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from distill.contracts import Context, DistilledSet, Source
+from distill.cache import Network
+from distill.contracts import Context, DistilledSet, Preprocessing, Source
+from distill.distillers import committee as committee_module
 from distill.distillers.committee import Committee
 from distill.errors import InputError
+from distill.labels.ensemble import Ensemble
+from distill.labels.pool import open_pool
 from distill.labels.view_labels import plan_of
+from distill.preprocessing import Transform
+from distill.recovery.initial import CropSearch, mosaics
+from distill.recovery.recover import recover
 from distill.recovery.voting import prior_weights
 
 MakeContext = Callable[..., Context]
@@ -120,3 +131,124 @@ def test_class_statistics(source: Source, make_context: MakeContext) -> None:
     made = run(committee(recover={"iterations": 2, "classwise": True}, relabel=None), ctx, source)
     other = run(committee(relabel=None), make_context(**TRAIN), source)
     assert not torch.equal(made.images, other.images)
+
+
+# --- what reaches the parts
+
+
+def seen_by_recovery(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the step gives to `recover`, by name of the argument."""
+    seen: dict[str, Any] = {}
+    signature = inspect.signature(recover)
+
+    def noting(*args: Any, **options: Any) -> Any:
+        seen.update(signature.bind(*args, **options).arguments)
+        return recover(*args, **options)
+
+    monkeypatch.setattr(committee_module, "recover", noting)
+    return seen
+
+
+def test_all_pairs_vote_weighed_by_their_priors(
+    source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = seen_by_recovery(monkeypatch)
+    options = {"voting_temperature": 5.0, "label_weights_temperature": 3.0, "temperature": 7.0}
+    run(committee(ipc=3, relabel=None, **options), make_context(**TRAIN), source)
+    voters = [dict(group.voters) for group in seen["groups"]]
+    assert sorted(tuple(each) for each in voters) == [(0, 1), (0, 2), (1, 2)]
+    for each in voters:
+        powers = {teacher: math.exp((60.0, 50.0, 55.0)[teacher] / 5) for teacher in each}
+        for teacher, weight in each.items():
+            assert weight == pytest.approx(powers[teacher] / sum(powers.values()))
+
+
+def test_one_image_a_class_is_judged_by_the_best_two(
+    source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = seen_by_recovery(monkeypatch)
+    step = committee(ipc=1, relabel=None, priors=[50.0, 60.0, 55.0], voting="equal")
+    run(step, make_context(**TRAIN), source)
+    assert [group.voters for group in seen["groups"]] == [((1, 0.5), (2, 0.5))]
+
+
+def inputs_of_batch_norms(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    heard: dict[str, torch.Tensor] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.register_forward_pre_hook(lambda _, given, name=name: heard.update({name: given[0]}))
+    with torch.no_grad():
+        module(x)
+    return heard
+
+
+def test_class_statistics_are_those_of_the_training_images(
+    source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, ctx = seen_by_recovery(monkeypatch), make_context(**TRAIN)
+    step = committee(recover={"iterations": 1, "classwise": True}, relabel=None)
+    run(step, ctx, source)
+    assert [len(group.images) for group in seen["groups"]] == [2, 2, 2]
+    x = Transform(Preprocessing(source.mean, source.std))(source.train.images)
+    for judge, network in zip(seen["judges"], open_pool(ctx, source, step.config.teachers), strict=True):
+        heard = inputs_of_batch_norms(network.module(torch.device("cpu")), x)
+        assert judge.classwise and judge.targets.keys() == heard.keys()
+        for name, (mean, var) in judge.targets.items():
+            for label in range(3):
+                own = heard[name][source.train.labels == label].transpose(0, 1).flatten(1)
+                torch.testing.assert_close(mean[label], own.mean(1), rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(var[label], own.var(1, unbiased=False), rtol=1e-3, atol=1e-4)
+
+
+def test_all_teachers_judge_crops_alike(source: Source, make_context: MakeContext) -> None:
+    """By mean logits of the three, and not of one of them."""
+    ctx = make_context(**TRAIN)
+    step = committee(init="easiest", recover={"iterations": 0}, relabel=None, ipc=1)
+    made = run(step, ctx, source)
+    how = CropSearch(middle=False, factor=1, candidates=300, crops=5, crop_scale=0.08)
+    preprocessing = Preprocessing(source.mean, source.std)
+    networks = open_pool(ctx, source, step.config.teachers)
+
+    def crops(*judges: Network) -> torch.Tensor:
+        ensemble = Ensemble(judges, (1 / len(judges),) * len(judges), 1.0, preprocessing)
+        return mosaics(ctx, source, ensemble.on(torch.device("cpu")), np.ones(3, dtype=np.int64), how)
+
+    assert torch.equal(made.images, crops(*networks))
+    assert not any(torch.equal(made.images, crops(network)) for network in networks)
+
+
+def test_priors_of_the_teachers_themselves_are_percent(
+    make_source: MakeSource, make_context: MakeContext
+) -> None:
+    source, ctx = make_source(valid=10), make_context(**TRAIN)
+    step = committee(priors="valid")
+    made = run(step, ctx, source)
+    networks = open_pool(ctx, source, step.config.teachers)
+    wanted = [100 * network.facts["valid_accuracy"] for network in networks]
+    assert made.provenance["priors"] == wanted and max(wanted) > 1
+    assert made.soft is not None
+    assert made.soft.attributes["weights"] == pytest.approx(prior_weights(wanted, temperature=10))
+
+
+def test_sizes_are_refused_before_any_teacher_is_trained(
+    source: Source, make_context: MakeContext, trained: list[Any]
+) -> None:
+    recovery = {"iterations": 4, "segments": 2, "sizes": [8, 12]}
+    with pytest.raises(InputError, match="cannot take images of 12 x 12 px") as caught:
+        run(committee(recover=recovery), make_context(**TRAIN), source)
+    assert "sizes" in str(caught.value) and "convnet-w4-batch" in str(caught.value)
+    assert trained == []
+
+
+def test_teachers_of_one_configuration_are_two(
+    source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = seen_by_recovery(monkeypatch)
+    made = run(
+        committee(teachers=[TEACHERS[0], TEACHERS[0]], priors=[50.0, 50.0]), make_context(**TRAIN), source
+    )
+    names = ["convnet-w4-batch (0)", "convnet-w4-batch (1)"]
+    assert made.provenance["teachers"] == [judge.name for judge in seen["judges"]] == names
+    first, second = (judge.module.state_dict()["classifier.weight"] for judge in seen["judges"])
+    assert not torch.equal(first, second)
+    assert made.soft is not None and len(set(made.soft.attributes["identities"])) == 2
