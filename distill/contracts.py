@@ -336,6 +336,9 @@ class Method(ABC):
         """
         self.check_place(follows)
 
+    def check_training(self, train: TrainConfig, *, classes: int) -> None:  # noqa: B027
+        """Raise InputError where students of `train` cannot learn from the result, of C classes."""
+
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         """What the step will do, for a dry run.
 

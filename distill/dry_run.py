@@ -77,7 +77,7 @@ def dry_run(
     looked = plan(recipe.data)  # type: ignore[arg-type]
     source = outline(recipe.data, looked, seed=recipe.seed)  # type: ignore[arg-type]
     if source is not None:
-        check_steps(steps, source.without_test())
+        check_steps(steps, source.without_test(), recipe.train)
         looked = _counted(looked, source)
     estimates = _estimates(recipe, steps, looked, source)
     lines = [

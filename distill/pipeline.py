@@ -215,7 +215,7 @@ def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> 
     check_places(steps, recipe.evaluate.against)
     with shop.costs.stage("data"):
         source = open_source(recipe.data, seed=recipe.seed, progress=shop.progress)  # type: ignore[arg-type]
-    check_steps(steps, source.without_test())
+    check_steps(steps, source.without_test(), recipe.train)
     origin = _origin(source, shop)
     if state == "interrupted":
         folder.refuse_other_origin(origin)
@@ -411,7 +411,8 @@ def _evaluate(
     with shop.costs.stage("evaluate"):
         # Labelling has nothing of its own to keep: teachers are the cache's.
         ctx = shop.context(shop.cache.folder)
-        views = view_labels(ctx, source.without_test(), distilled)
+        soft = asked.regimes is None or set(asked.regimes) != {"hard"}
+        views = view_labels(ctx, source.without_test(), distilled) if soft else None
         teachers = None
         if "random_soft" in asked.against:
             teachers = set_teachers(ctx, source.without_test(), distilled)

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from distill.contracts import Method, Source, StepKind
 from distill.errors import InputError
 from distill.selection import Selector, class_budget, source_counts
+from distill.training.config import TrainConfig
 
 
 @runtime_checkable
@@ -41,17 +42,19 @@ def check_places(steps: Sequence[Method], against: Sequence[str]) -> None:
         )
 
 
-def check_steps(steps: Sequence[Method], source: Source) -> None:
+def check_steps(steps: Sequence[Method], source: Source, train: TrainConfig) -> None:
     """Let every step refuse what it cannot do with this source, or with what the steps before will leave.
 
     Args:
         steps: in order.
         source: without its test split, or an `outline` of it.
+        train: how students will be trained.
     """
     follows: StepKind | None = None
     for number, step in enumerate(steps):
         with step_named(number, step):
             step.check(source, follows)
+            step.check_training(train, classes=len(source.classes))
         follows = step.kind
     _check_budgets(steps, source)
     _check_numbers(steps, source)

@@ -43,17 +43,15 @@ from distill.labels.ensemble import Ensemble, refuse_without_batch_norm
 from distill.labels.labelling import with_labels
 from distill.labels.pool import PoolTeacher, estimated, open_pool, outlines
 from distill.labels.relabel import Relabelling
-from distill.randomness import generator
-from distill.recovery.initial import CropSearch, mosaics
+from distill.recovery.initial import CropSearch, Initial, given, mosaics, noise, refuse_mosaics
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Group, Recovery, groups_of, recover, refuse_sizes
 from distill.recovery.voting import Voters, Voting, draw_voters, prior_weights, voices
 from distill.selection import Distiller, ImagesConfig, images_before
-from distill.training.batches import DeviceImages
-from distill.training.config import Positive, Share
-from distill.training.job import Pool
+from distill.training.config import Positive, Share, TrainConfig
 
 Count = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 _CROPS = ("easiest", "middle")
 
 
@@ -76,7 +74,7 @@ class Committee(Distiller):
         drawn: Count = 2
         voting: Voting = "prior"
         voting_temperature: Positive = 5.0
-        priors: Literal["measured", "valid"] | tuple[float, ...] = "measured"
+        priors: Literal["measured", "valid"] | tuple[Finite, ...] = "measured"
         prior: PriorConfig = PriorConfig()
         init: Literal["noise", "real", "easiest", "middle"] = "middle"
         factor: Count = 1
@@ -129,11 +127,20 @@ class Committee(Distiller):
                 found="data.valid: 0",
                 fix="set data.valid, such as 0.1, or give priors as numbers",
             )
+        if asked.init in _CROPS and asked.ipc is not None:
+            refuse_mosaics(source, asked.ipc, asked.factor)
         networks = outlines(asked.teachers, source)
+        refuse_sizes(networks, asked.recover, source.image_shape[0])
         if asked.recover.iterations and asked.recover.statistics:
             refuse_without_batch_norm(networks, where="recover.statistics")
         if asked.relabel is not None:
             asked.relabel.check_teachers(networks, classes=len(source.classes))
+
+    def check_training(self, train: TrainConfig, *, classes: int) -> None:
+        if self.config.relabel is not None:
+            self.config.relabel.check(train, classes=classes)
+            if self.config.ipc is not None:
+                self.config.relabel.refuse_lonely_images(train, self.config.ipc * classes)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         asked = self.config
@@ -155,8 +162,6 @@ class Committee(Distiller):
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         asked = self.config
-        if asked.relabel is not None:
-            asked.relabel.check(ctx.train, classes=len(source.classes))
         networks = open_pool(ctx, source, asked.teachers)
         preprocessing = Preprocessing(source.mean, source.std)
         names = Ensemble(tuple(networks), (1.0,) * len(networks), 1.0, preprocessing).names
@@ -164,6 +169,8 @@ class Committee(Distiller):
         plain = self._images(ctx, source, previous, networks, names, priors)
         if asked.relabel is None:
             return plain
+        # The step before may have changed the training.
+        asked.relabel.check(plain.train, classes=len(source.classes))
         weights = (1 / len(networks),) * len(networks)
         if asked.label_weights == "prior":
             weights = prior_weights(priors, temperature=asked.label_weights_temperature)
@@ -203,10 +210,9 @@ class Committee(Distiller):
     ) -> DistilledSet:
         """The recovered images with their classes."""
         asked = self.config
-        preprocessing = Preprocessing(source.mean, source.std)
-        plain, initial = self._initial(ctx, source, previous, networks, preprocessing)
+        plain, initial = self._initial(ctx, source, previous, networks)
+        preprocessing = plain.preprocessing
         judges = judges_of(ctx, source, networks, names, asked.recover, preprocessing)
-        refuse_sizes({judge.name: judge for judge in judges}, asked.recover, initial.shape[1], ctx.device)
         ipc = int(torch.bincount(plain.labels).max())
         groups = self._groups(ctx, plain.labels, ipc, priors)
         images = recover(
@@ -216,6 +222,7 @@ class Committee(Distiller):
         return replace(
             plain,
             images=images,
+            soft=None if learned else plain.soft,
             selection=None if learned else plain.selection,
             provenance={"teachers": list(names), "priors": list(priors)},
         )
@@ -226,23 +233,22 @@ class Committee(Distiller):
         source: Source,
         previous: DistilledSet | Selection | None,
         networks: Sequence[Network],
-        preprocessing: Preprocessing,
-    ) -> tuple[DistilledSet, Tensor]:
-        """A set of the right classes, and its images as networks take them, on the device."""
+    ) -> tuple[DistilledSet, Initial]:
+        """A set of the right classes, and where its images begin."""
         asked = self.config
         plain = images_before(self, ctx, source, previous)
+        preprocessing = plain.preprocessing
         if previous is None and asked.init == "noise":
-            drawn = torch.randn(plain.images.shape, generator=generator(ctx.derive("images")))
-            return replace(plain, selection=None), drawn.to(ctx.device)
+            beginning = noise(source.image_shape, seed=ctx.derive("images"), device=ctx.device)
+            return replace(plain, selection=None), beginning
         if previous is None and asked.init in _CROPS:
             ensemble = Ensemble(tuple(networks), (1 / len(networks),) * len(networks), 1.0, preprocessing)
             how = CropSearch(
                 asked.init == "middle", asked.factor, asked.candidates, asked.crops, asked.crop_scale
             )
             images = mosaics(ctx, source, ensemble.on(ctx.device), self.budget(source), how)
-            return replace(plain, selection=None), images
-        whole = DeviceImages(Pool(plain.images, plain.labels, preprocessing), ctx.device)
-        return plain, whole.gather(torch.arange(len(whole), device=ctx.device))
+            return replace(plain, selection=None), given(images, preprocessing, ctx.device)
+        return plain, given(plain.images, preprocessing, ctx.device)
 
     def _groups(self, ctx: Context, labels: Tensor, ipc: int, priors: Sequence[float]) -> list[Group]:
         asked = self.config

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from distill.cache import Network
@@ -22,10 +21,10 @@ from distill.labels.ensemble import Ensemble
 from distill.labels.relabel import Relabelling
 from distill.labels.view_labels import OnlineLabels
 from distill.models import ModelSpec, model_config
+from distill.recovery.initial import given
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Recovery, groups_of, recover
 from distill.selection import materialise, random_subset, source_counts
-from distill.training.batches import DeviceImages
 from distill.training.config import Strict
 from distill.training.job import Job, Pool
 
@@ -65,8 +64,7 @@ def measure_priors(
     chosen = random_subset(source, budget, seed=ctx.derive("prior images"))
     ones = np.ones(len(chosen), dtype=np.float32)
     plain = materialise(Selection(chosen, ones, ones), source, ctx.train)
-    whole = DeviceImages(Pool(plain.images, plain.labels, preprocessing), ctx.device)
-    initial = whole.gather(torch.arange(len(whole), device=ctx.device))
+    initial = given(plain.images, preprocessing, ctx.device)
     train = ctx.train.model_copy(
         update={"epochs": how.epochs, "warmup_epochs": 0.0, "temperature": temperature}
     )

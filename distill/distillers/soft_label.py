@@ -38,7 +38,7 @@ from distill.labels.pool import PoolTeacher, outlines
 from distill.labels.relabel import Relabelling
 from distill.labels.set_teachers import told
 from distill.selection import Distiller, ImagesConfig, images_before
-from distill.training.config import Positive
+from distill.training.config import Positive, TrainConfig
 
 
 class SoftLabel(Distiller):
@@ -71,6 +71,12 @@ class SoftLabel(Distiller):
             teacher = PoolTeacher(model=self.config.teacher.model, train=self.config.teacher.train)
             self.config.views.check_teachers(outlines([teacher], source), classes=len(source.classes))
 
+    def check_training(self, train: TrainConfig, *, classes: int) -> None:
+        if self.config.views is not None:
+            self.config.views.check(train, classes=classes)
+            if self.config.ipc is not None:
+                self.config.views.refuse_lonely_images(train, self.config.ipc * classes)
+
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         teacher = self.config.teacher
         images = self.images(classes=classes, before=before)
@@ -83,9 +89,9 @@ class SoftLabel(Distiller):
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         asked = self.config
-        if asked.views is not None:
-            asked.views.check(ctx.train, classes=len(source.classes))
         plain = images_before(self, ctx, source, previous)
+        if asked.views is not None:  # the step before may have changed the training
+            asked.views.check(plain.train, classes=len(source.classes))
         teacher = train_teacher(ctx, source, asked.teacher, name="teacher")
         logits = _label(plain, teacher, ctx.device)
         right = float((logits.argmax(axis=1) == plain.labels.numpy()).mean())

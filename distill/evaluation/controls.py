@@ -18,10 +18,11 @@ from torch import Tensor
 
 from distill.contracts import DistilledSet, Preprocessing, SoftLabels, Source
 from distill.errors import InputError
-from distill.labels.codecs import ONLINE, decode
+from distill.labels.codecs import CODECS, ONLINE, decode
+from distill.labels.view_labels import plan_of
 from distill.randomness import derive_seed
 from distill.selection import class_counts, random_subset, source_counts
-from distill.training.config import TrainConfig
+from distill.training.config import LOGIT_LOSSES, TrainConfig
 from distill.training.job import Pool, ViewLabels, ViewPlan
 from distill.yaml_lines import quoted
 
@@ -90,6 +91,9 @@ def build_arms(
         indices = _random_indices(distilled, source, seed, seeds)
     if "random_soft" in against:
         assert labelled is not None and distilled.soft is not None, "somebody who labels"
+        plan = plan_of(distilled.soft)
+        if plan is not None:
+            _refuse_other_views(distilled, plan)
         pools = (labelled(_real_part(source, each, distilled.preprocessing)) for each in indices)
         arms.append(Arm("random", _soft_regime(distilled.soft), tuple(pools), config))
     if "random" in against:
@@ -143,7 +147,7 @@ def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> 
     if regime == "hard":
         return Arm("set", regime, (plain,), distilled.train)
     if views is not None:
-        _refuse_other_views(distilled.train, views.plan)
+        _refuse_other_views(distilled, views.plan)
         return Arm("set", regime, (replace(plain, views=views),), distilled.train)
     assert distilled.soft is not None
     logits = decode(distilled.soft)  # (V, N, C)
@@ -155,8 +159,30 @@ def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> 
     return Arm("set", regime, (replace(plain, targets=torch.as_tensor(logits[0])),), distilled.train)
 
 
-def _refuse_other_views(train: TrainConfig, plan: ViewPlan) -> None:
+def _refuse_other_views(distilled: DistilledSet, plan: ViewPlan) -> None:
     """Labels belong to the views that were labelled: students must look at the images in the same way."""
+    train, soft = distilled.train, distilled.soft
+    assert soft is not None, "whose views are labelled"
+    if train.loss in LOGIT_LOSSES and soft.codec in CODECS and not CODECS[soft.codec].holds_logits:
+        raise InputError(
+            f"the loss {train.loss} compares logits, and the set's codec {soft.codec} stores probabilities",
+            where="train.loss",
+            found=train.loss,
+            allowed="cross_entropy or kl",
+            fix="change train.loss, or evaluate in the regime hard",
+        )
+    told = {"micro_batches": soft.attributes.get("micro_batches", 1)} if _batch_specific(soft) else {}
+    if soft.codec in CODECS and CODECS[soft.codec].belongs_to_temperature:
+        told["temperature"] = soft.attributes["temperature"]
+    for name, value in told.items():
+        if getattr(train, name) != value:
+            raise InputError(
+                "the set's labels were made for another training than its students would have",
+                where=f"train.{name}",
+                found=str(getattr(train, name)),
+                allowed=str(value),
+                fix="leave it as the set has it, or evaluate in the regime hard",
+            )
     for name in ("batch_size", "augment", "crop_scale", "mix", "mix_alpha"):
         if getattr(train, name) != getattr(plan, name):
             raise InputError(
@@ -166,6 +192,11 @@ def _refuse_other_views(train: TrainConfig, plan: ViewPlan) -> None:
                 allowed=str(getattr(plan, name)),
                 fix="leave it as the set has it, or evaluate in the regime hard",
             )
+
+
+def _batch_specific(soft: SoftLabels) -> bool:
+    """Whether labels depend on the micro-batch that they were made in."""
+    return soft.attributes.get("batch_norm") == "batch"
 
 
 def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: int) -> tuple[Tensor, ...]:

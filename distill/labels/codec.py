@@ -21,9 +21,10 @@ class Codec(ABC):
 
     name: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
-    holds_logits: ClassVar[bool] = (
-        True  # or probabilities at one temperature, which losses of logits cannot use
-    )
+    # Or probabilities, which losses of logits cannot use.
+    holds_logits: ClassVar[bool] = True
+    # Whether what is kept is right at the labels' own temperature only.
+    belongs_to_temperature: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:

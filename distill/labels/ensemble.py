@@ -26,6 +26,7 @@ from distill.models import describe
 
 Combine = Literal["logits", "probabilities"]
 BatchNormMode = Literal["running", "batch"]
+_HALF_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +84,8 @@ class Labellers:
         Raises:
             NonFiniteError: a teacher's are NaN or infinite; the error names it.
         """
-        parts = images.chunk(self.ensemble.micro_batches)
-        return torch.cat([self._micro_batch(part) for part in parts]).half().float()
+        parts = images.tensor_split(min(self.ensemble.micro_batches, len(images)))
+        return torch.cat([self._micro_batch(part) for part in parts])
 
     def _micro_batch(self, images: Tensor) -> Tensor:
         temperature, total = self.ensemble.temperature, None
@@ -92,9 +93,9 @@ class Labellers:
             self.ensemble.names, self.ensemble.weights, self.modules, self.ways, strict=True
         ):
             logits = module(way(images)).float()
-            if not bool(torch.isfinite(logits).all()):
+            if not bool((logits.abs() <= _HALF_MAX).all()):
                 raise NonFiniteError(
-                    f"the teacher {name} gave NaN or infinite logits",
+                    f"the teacher {name} gave NaN or infinite logits, or such as float16 cannot hold",
                     fix="check the teacher's training (a lower lr), or leave it out",
                 )
             if self.ensemble.combine == "probabilities":
@@ -102,8 +103,8 @@ class Labellers:
             total = weight * logits if total is None else total + weight * logits
         assert total is not None, "an ensemble has a teacher"
         if self.ensemble.combine == "probabilities":
-            return temperature * total.clamp(min=torch.finfo(total.dtype).tiny).log()
-        return total
+            total = temperature * total.clamp(min=torch.finfo(total.dtype).tiny).log()
+        return total.half().float()
 
 
 class _Way:

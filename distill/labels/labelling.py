@@ -31,15 +31,16 @@ def with_labels(
     """The set with labels of the views that its students will see.
 
     Args:
-        ctx: its `train` says which views.
-        plain: the images.
+        ctx: of the run.
+        plain: the images, and the training of students, which says which views there are.
         teachers, networks: who labels, as configured and as trained.
         weights: one each, sum 1.
         how: options.
         temperature: T of the labels.
         attributes: further facts that the labels carry.
     """
-    train = ctx.train.model_copy(update={"temperature": temperature})
+    how.refuse_lonely_images(plain.train, len(plain))
+    train = plain.train.model_copy(update={"temperature": temperature})
     ensemble = Ensemble(
         tuple(networks),
         tuple(weights),

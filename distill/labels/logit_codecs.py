@@ -44,6 +44,7 @@ class TopK(Codec):
 
     name = "topk"
     options = ("k",)
+    belongs_to_temperature = True
 
     def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
         k, temperature = attributes["k"], attributes["temperature"]

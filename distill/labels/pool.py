@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
+from distill.cache.forward import logits_of
 from distill.cache.networks import Network, definition
 from distill.cache.teachers import TeacherConfig, TeacherTraining, load_teacher, train_teachers
 from distill.contracts import Context, Preprocessing, Source, Split, Training
@@ -18,8 +19,9 @@ from distill.errors import InputError
 from distill.models import ModelSpec, describe, model_config
 from distill.training.config import Positive, Strict
 
-_LOOKED_AT = 2000  # images for the order of classes
-_CLEARLY = 0.2  # how much better another order must be, as a share of the images, and right in more than half
+_LOOKED_AT = 20  # images a class for the order of classes, and at least so many in all:
+_LOOKED_AT_IN_ALL = 2000
+_CHANCE = 4.0  # standard deviations above what one class's images being taken for another would be by chance
 
 
 class PoolTeacher(Strict):
@@ -114,19 +116,18 @@ def refuse_other_order(ctx: Context, source: Source, network: Network) -> None:
     """Raise InputError where the network knows the classes, in another order than the data's.
 
     The commonest failure with weights from elsewhere: an output that means another class than its number here. What
-    images of each class are taken for tells: where another assignment of outputs to classes is clearly better than
-    the identity, and good, the order is wrong.
+    images of each class are taken for tells, see `moved_classes`.
     """
     split = source.valid if len(source.valid) else source.train
     counts = _confusion(ctx, split, network)
     total = int(counts.sum())
-    rows, columns = linear_sum_assignment(-counts)
-    best, own = int(counts[rows, columns].sum()) / total, int(np.trace(counts)) / total
-    if best <= 0.5 or best - own < _CLEARLY:
+    moved = moved_classes(counts)
+    if not moved:
         return
-    moved = [
-        (row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if row != column
-    ]
+    order = np.arange(len(counts))
+    for row, column in moved:
+        order[row] = column
+    best, own = int(counts[np.arange(len(counts)), order].sum()) / total, int(np.trace(counts)) / total
     told = ", ".join(
         f"output {column} means {source.classes[row]!r}, class {row}" for row, column in moved[:3]
     )
@@ -139,11 +140,40 @@ def refuse_other_order(ctx: Context, source: Source, network: Network) -> None:
     )
 
 
+def moved_classes(counts: np.ndarray) -> list[tuple[int, int]]:
+    """Classes whose images are taken for another one, which then has moved, too: (class, output that means it).
+
+    Of the assignment of outputs to classes that explains most, those pairs of class y and output o count that are no
+    confusion of a weak network: y's images are said to be o twice as often as y's are said to be y, or o's to be o;
+    they are a quarter of what is said to be o; and four standard deviations more than chance. Such classes must be a
+    permutation among themselves.
+
+    Args:
+        counts: how often images of a class (row) are taken for another (column), int64 (C, C).
+    """
+    rows, columns = linear_sum_assignment(-counts)
+    images, said = counts.sum(axis=1), counts.sum(axis=0)
+    total = max(int(counts.sum()), 1)
+    found = {}
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        seen, chance = int(counts[row, column]), said[column] / total
+        expected = images[row] * chance
+        deviation = max(float(expected * (1 - chance)) ** 0.5, 1.0)
+        others = max(int(counts[row, row]), int(counts[column, column]))
+        clear = seen > 2 * others and 4 * seen > said[column] and seen > expected + _CHANCE * deviation
+        if row != column and clear:
+            found[row] = column
+    while dropped := [row for row in found if row not in found.values() or found[row] not in found]:
+        for row in dropped:
+            del found[row]
+    return sorted(found.items())
+
+
 def _confusion(ctx: Context, split: Split, network: Network) -> np.ndarray:
     """How often images of a class (row) are taken for another (column): int64 (C, C)."""
-    step = max(1, len(split) // _LOOKED_AT)
-    rows = torch.arange(0, len(split), step)
-    logits = ctx.cache.logits(split, network).take(rows.to(ctx.device))
-    said, classes = logits.argmax(dim=1).cpu(), network.classes
+    wanted = max(_LOOKED_AT_IN_ALL, _LOOKED_AT * network.classes)
+    rows = torch.arange(0, len(split), max(1, len(split) // wanted))
+    part = Split(split.images[rows], split.labels[rows], fingerprint="")
+    said, classes = logits_of(network, part, device=ctx.device).argmax(dim=1).cpu(), network.classes
     pairs = split.labels[rows] * classes + said
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes).numpy()

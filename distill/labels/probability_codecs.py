@@ -26,6 +26,7 @@ class _Marginal(Codec):
 
     options = ("k",)
     holds_logits = False
+    belongs_to_temperature = True
 
     def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
         values, index = (

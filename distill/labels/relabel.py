@@ -73,6 +73,14 @@ class Relabelling(Strict):
                     allowed="cross_entropy or kl; or codec full, topk or quantised",
                     fix="change train.loss or the codec",
                 )
+        if self.calibration is not None and train.loss in LOGIT_LOSSES:
+            raise InputError(
+                f"the loss {train.loss} compares logits, and calibration softens labels as probabilities",
+                where="calibration",
+                found=f"train.loss: {train.loss}",
+                allowed="cross_entropy or kl",
+                fix="change train.loss, or leave calibration out",
+            )
         if self.calibration is not None and train.mix not in ("none", "selfmix"):
             raise InputError(
                 "views that are mixed with other images have no class of their own to be calibrated by",
@@ -80,6 +88,21 @@ class Relabelling(Strict):
                 found=f"train.mix: {train.mix}",
                 allowed="mix: none or selfmix",
                 fix="change train.mix, or leave calibration out",
+            )
+
+    def refuse_lonely_images(self, train: TrainConfig, images: int) -> None:
+        """Raise InputError where a teacher would normalise a micro-batch of one image by itself."""
+        if self.batch_norm == "running":
+            return
+        least = images % train.batch_size or min(train.batch_size, images)
+        if least // min(train.micro_batches, least) < 2:
+            raise InputError(
+                "a micro-batch of one image has no statistics to be normalised by",
+                where="batch_norm: batch",
+                found=f"{images} images in batches of {train.batch_size}, the last in {train.micro_batches} parts of "
+                f"{least} images",
+                allowed="two images or more in every part",
+                fix="change train.batch_size or train.micro_batches, or set batch_norm: running",
             )
 
     def estimate(self, models: Sequence[Strict], *, classes: int) -> Labelling:

@@ -10,23 +10,25 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from distill.cache.networks import Network
-from distill.contracts import Context, DistilledSet, Source
+from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.errors import InputError
 from distill.labels.calibration import Calibration
+from distill.labels.codecs import ONLINE
 from distill.labels.ensemble import BatchNormMode, Combine, Ensemble
 from distill.labels.pool import PoolTeacher, open_pool
-from distill.labels.view_labels import OnlineLabels, checked, plan_of
+from distill.labels.view_labels import CodedLabels, OnlineLabels, checked, plan_of
 from distill.models import describe
 from distill.portable import plain_without_paths
 from distill.training.batches import DeviceImages
-from distill.training.job import Pool, ViewPlan
+from distill.training.config import NonNegative, Positive
+from distill.training.job import Pool, ViewLabels, ViewPlan
 
 _BLOCK = 256  # images a forward pass
 
@@ -36,14 +38,22 @@ class _Told(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    teachers: tuple[PoolTeacher, ...]
+    teachers: Annotated[tuple[PoolTeacher, ...], Field(min_length=1)]
     identities: tuple[str, ...]
-    weights: tuple[float, ...]
+    weights: tuple[NonNegative, ...]
     combine: Combine
     batch_norm: BatchNormMode
-    micro_batches: int
-    temperature: float
+    micro_batches: Annotated[int, Field(ge=1)]
+    temperature: Positive
     calibration: Calibration | None
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if not len(self.teachers) == len(self.identities) == len(self.weights):
+            raise ValueError("teachers, identities and weights are not one each")
+        if abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"weights sum to {sum(self.weights):g}, not 1")
+        return self
 
 
 def told(
@@ -83,12 +93,14 @@ class SetTeachers:
         ensemble: the teachers.
         plan: of the views; None where they label images as they are.
         calibration: of the labels of views.
+        soft: the set's labels, whose codec others go through as well.
         device: where they label images as they are.
     """
 
     ensemble: Ensemble
     plan: ViewPlan | None
     calibration: Calibration | None
+    soft: SoftLabels
     device: torch.device
 
     def online(self, classes: Tensor) -> OnlineLabels:
@@ -99,7 +111,10 @@ class SetTeachers:
     def label(self, pool: Pool) -> Pool:
         """Images, labelled as the set's own are; the pool's targets are classes."""
         if self.plan is not None:
-            return replace(pool, views=self.online(pool.targets))
+            views: ViewLabels = self.online(pool.targets)
+            if self.soft.codec != ONLINE:
+                views = CodedLabels(views, replace(self.soft, arrays={}))
+            return replace(pool, views=views)
         images, labellers = DeviceImages(pool, self.device), self.ensemble.on(self.device)
         blocks = torch.arange(len(images), device=self.device).split(_BLOCK)
         logits = [labellers.logits(images.gather(rows)).cpu() for rows in blocks]
@@ -140,4 +155,4 @@ def set_teachers(ctx: Context, source: Source, distilled: DistilledSet) -> SetTe
         batch_norm=asked.batch_norm,
         micro_batches=asked.micro_batches,
     )
-    return SetTeachers(ensemble, plan_of(soft), asked.calibration, ctx.device)
+    return SetTeachers(ensemble, plan_of(soft), asked.calibration, soft, ctx.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError
 from distill.labels.calibration import Calibration
-from distill.labels.codecs import KEPT, VIEWS, decode_rows
+from distill.labels.codecs import KEPT, VIEWS, decode, decode_rows, encode
 from distill.labels.ensemble import Ensemble, Labellers
 from distill.training.config import Augment, Mixing
 from distill.training.job import ViewLabels, ViewPlan
@@ -85,6 +85,30 @@ class StoredLabels(ViewLabels):
             return logits, None
         kept = torch.from_numpy(self.soft.arrays[KEPT][epoch, rows].astype("f4"))
         return logits, kept.to(self.device, non_blocking=True)
+
+
+@dataclass(eq=False)
+class CodedLabels(ViewLabels):
+    """Labels as they would come back from a codec.
+
+    Args:
+        labels: as the teachers give them.
+        soft: labels that were stored by the codec; its arrays are not read.
+    """
+
+    labels: ViewLabels
+    soft: SoftLabels
+
+    def __post_init__(self) -> None:
+        self.plan = self.labels.plan
+
+    def on(self, device: torch.device) -> CodedLabels:
+        return replace(self, labels=self.labels.on(device))
+
+    def batch(self, epoch: int, start: int, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits, kept = self.labels.batch(epoch, start, images, index)
+        coded = encode(logits[None], codec=self.soft.codec, **self.soft.attributes)
+        return decode(coded)[0].to(logits.device), kept
 
 
 @dataclass(eq=False)

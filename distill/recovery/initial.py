@@ -10,7 +10,8 @@ for the mosaic only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,46 @@ from distill.contracts import Context, Preprocessing, Source
 from distill.errors import InputError
 from distill.labels.ensemble import Labellers
 from distill.randomness import counter_uniform, derive_seed
-from distill.selection import by_class, random_pick
+from distill.selection import by_class, random_pick, source_counts
 from distill.training.batches import DeviceImages
 from distill.training.job import Pool
 
 _BLOCK = 256  # crops a forward pass
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Where the images of a set begin.
+
+    Args:
+        shape: of an image, (Ch, H, W).
+        rows: int64 (n,) -> these images as networks take them, float32 (n, Ch, H, W), on the device.
+    """
+
+    shape: tuple[int, int, int]
+    rows: Callable[[Tensor], Tensor]
+
+
+def given(images: Tensor, preprocessing: Preprocessing, device: torch.device) -> Initial:
+    """Images uint8 or float16 (N, Ch, H, W) as a set has them."""
+    pool = Pool(images, torch.zeros(len(images), dtype=torch.int64), preprocessing)
+
+    def rows(asked: Tensor) -> Tensor:
+        part = DeviceImages(pool, device, chosen=asked)
+        return part.gather(torch.arange(len(asked), device=device))
+
+    return Initial(pool.image_shape, rows)
+
+
+def noise(shape: tuple[int, int, int], *, seed: int, device: torch.device) -> Initial:
+    """Normal noise, as networks take images; every number follows from (seed, image, its place)."""
+
+    def rows(asked: Tensor) -> Tensor:
+        places = torch.arange(math.prod(shape))
+        uniform = counter_uniform(seed, asked[:, None], places.expand(len(asked), -1), 0).double() + 2.0**-25
+        return (math.sqrt(2) * torch.erfinv(2 * uniform - 1)).float().view(-1, *shape).to(device)
+
+    return Initial(shape, rows)
 
 
 @dataclass(frozen=True)
@@ -50,7 +86,7 @@ class CropSearch:
 
 
 def mosaics(ctx: Context, source: Source, teachers: Labellers, budget: np.ndarray, how: CropSearch) -> Tensor:
-    """Images (N, Ch, H, W) as networks take them, class by class, on the device.
+    """Images uint8 (N, Ch, H, W), class by class, on the host.
 
     Args:
         ctx: its device, seed and progress.
@@ -59,34 +95,49 @@ def mosaics(ctx: Context, source: Source, teachers: Labellers, budget: np.ndarra
         budget: images of each class, (C,).
         how: which crops.
 
-    Raises:
-        InputError: a class has too few images for so many crops, or mosaics do not divide the image.
+    `refuse_mosaics` has been asked before.
     """
-    _, height, width = source.image_shape
-    if height % how.factor or width % how.factor:
-        raise InputError(
-            f"images of {height} x {width} px cannot be made of {how.factor} x {how.factor} crops",
-            fix="set factor: 1, or data.resize to a multiple of factor",
-        )
     labels = source.train.labels.numpy()
+    preprocessing = Preprocessing(source.mean, source.std)
     made = []
     with ctx.progress.task("look for crops", total=len(budget), unit="class") as task:
         classes = by_class(np.arange(len(labels)), labels, len(source.classes))
         for number, (samples, count) in enumerate(zip(classes, budget, strict=True)):
             wanted = int(count) * how.factor**2
-            if len(samples) < wanted:
-                raise InputError(
-                    f"class {source.classes[number]} has too few images to make {count} of",
-                    found=f"{len(samples)} images",
-                    allowed=f"{wanted} or more, ipc times factor^2",
-                    fix="lower ipc or factor, or begin with real images (init: real)",
-                )
             looked_at = max(how.candidates, wanted)
             chosen = random_pick(samples, looked_at, seed=ctx.derive("crops"), name=number)
             crops = _best_crops(ctx, source, teachers, chosen, number, wanted, how)
-            made.append(_tiled(crops, how.factor))
+            made.append(pixels(_tiled(crops, how.factor), preprocessing))
             task.advance(1)
     return torch.cat(made)
+
+
+def refuse_mosaics(source: Source, ipc: int, factor: int) -> None:
+    """Raise InputError where a class has too few images for so many crops, or crops do not divide the image."""
+    _, height, width = source.image_shape
+    if height % factor or width % factor:
+        raise InputError(
+            f"images of {height} x {width} px cannot be made of {factor} x {factor} crops",
+            where="factor",
+            found=str(factor),
+            fix="set factor: 1, or data.resize to a multiple of factor",
+        )
+    wanted = ipc * factor**2
+    for number, count in enumerate(source_counts(source)):
+        if count < wanted:
+            raise InputError(
+                f"class {source.classes[number]} has too few images to make {ipc} of",
+                where="factor",
+                found=f"{count} images",
+                allowed=f"{wanted} or more, ipc times factor^2",
+                fix="lower ipc or factor, or begin with real images (init: real)",
+            )
+
+
+def pixels(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 (N, Ch, H, W) on the host of normalised images, rounded."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return ((images.cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
 def _best_crops(
@@ -146,7 +197,8 @@ def _tiled(crops: Tensor, factor: int) -> Tensor:
     """(n * factor^2, Ch, H, W) -> (n, Ch, H, W): crop q * n + k is quadrant q of image k."""
     if factor == 1:
         return crops
-    small = F.interpolate(crops, scale_factor=1 / factor, mode="area")
+    side = (crops.shape[2] // factor, crops.shape[3] // factor)
+    small = F.interpolate(crops, size=side, mode="area")
     parts: Sequence[Tensor] = small.chunk(factor**2)
     rows = [torch.cat(list(parts[q * factor : (q + 1) * factor]), dim=3) for q in range(factor)]
     return torch.cat(rows, dim=2)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from distill.cache.networks import Network
 from distill.contracts import Preprocessing
-from distill.errors import NonFiniteError
 from distill.labels.ensemble import between
 from distill.recovery.statistics import Targets, distance, listen
 from distill.recovery.winograd import with_small_maps
@@ -74,11 +73,3 @@ class Judge:
             own = labels.view(groups, -1)[:, 0]
             targets = {name: (mean[own], var[own]) for name, (mean, var) in targets.items()}
         return entropy + self.statistics * distance(self.heard, targets)
-
-    def refuse_non_finite(self, losses: Tensor) -> None:
-        """Raise NonFiniteError, naming the teacher, where a loss is NaN or infinite."""
-        if not bool(torch.isfinite(losses).all()):
-            raise NonFiniteError(
-                f"the teacher {self.name} gave NaN or infinite losses on the images it is to judge",
-                fix="lower lr or statistics, check the teacher's training, or leave it out",
-            )

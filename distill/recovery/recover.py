@@ -1,9 +1,10 @@
 """Recovery: images are learned until teachers take them for their classes and know their statistics.
 
 Images come in groups whose statistics are taken together: one of each class, up to 100 classes, for each number of an
-image within its class; or all of one class, where statistics are those of classes. Groups judged by the same teachers
-go through them as one batch, as many as `batch` allows, and mean what they mean alone: Adam works number by number, and
-every draw follows from (seed, step, image). A shard of groups that is done stays done when the run is killed.
+image within its class; or all of one class, where statistics are those of classes. Groups are learned together, as many
+as `batch` allows, and mean what they mean alone: each teacher sees those that it votes on as one batch, Adam works
+number by number, and every draw follows from (seed, step, image). A shard of groups that is done stays done when the
+run is killed.
 
 With several segments (Cui et al., FADRM, NeurIPS 2025) images are optimised at one size after the other, begin each
 segment with a new Adam, and take back a share 1 - a of what they began with; the cosine runs over all steps.
@@ -23,12 +24,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.augment import apply_views, draw_views
 from distill.contracts import Context, Preprocessing
 from distill.errors import InputError, NonFiniteError
 from distill.files import disk_errors, write_bytes_atomically
+from distill.recovery.initial import Initial, pixels
 from distill.recovery.objective import Judge
 from distill.training.config import Augment, NonNegative, Positive, Share, Strict
 from distill.training.memory import memory_errors
@@ -65,6 +67,14 @@ class Recovery(Strict):
     def _segments_have_steps(self) -> Self:
         if self.iterations and self.segments > self.iterations:
             raise ValueError(f"segments {self.segments} is above iterations {self.iterations}")
+        if len(self.sizes) > self.segments:
+            raise ValueError(
+                f"{len(self.sizes)} sizes for {self.segments} segments: some would never be used"
+            )
+        if self.residual < 1 and self.segments == 1:
+            raise ValueError(
+                "residual belongs to the second segment and later ones: set segments to 2 or more"
+            )
         return self
 
 
@@ -102,7 +112,7 @@ def groups_of(
 
 def recover(
     ctx: Context,
-    initial: Tensor,
+    initial: Initial,
     labels: Tensor,
     groups: Sequence[Group],
     judges: Sequence[Judge],
@@ -114,7 +124,7 @@ def recover(
 
     Args:
         ctx: its device, dtype, seed, progress, and the folder where finished shards lie.
-        initial: images as networks take them, (N, Ch, H, W), on the device.
+        initial: where images begin.
         labels: int64 (N,).
         groups: all images, each once.
         judges: the teachers.
@@ -128,7 +138,7 @@ def recover(
         NonFiniteError: a teacher's losses, or the images, became NaN or infinite.
         MemoryExhaustedError: a batch does not fit.
     """
-    images = torch.empty(initial.shape, dtype=torch.uint8)
+    images = torch.empty((len(labels), *initial.shape), dtype=torch.uint8)
     shards = _shards(groups, config.batch)
     total = config.iterations * len(shards)
     with ctx.progress.task("recover images", total=total, unit="step") as task:
@@ -139,22 +149,20 @@ def recover(
                 task.advance(config.iterations)
             else:
                 with memory_errors("recovery", fix=_FIX_MEMORY):
-                    learner = _Shard(
-                        ctx, initial[rows.to(ctx.device)], labels[rows], rows, shard, judges, config
-                    )
+                    learner = _Shard(ctx, initial.rows(rows), labels[rows], rows, shard, judges, config)
                     learned = learner.learn(preprocessing, task.advance)
-                _keep(path, _pixels(learned, preprocessing))
+                _keep(path, pixels(learned, preprocessing))
             images[rows] = torch.from_numpy(np.load(path))
     return images
 
 
 def _shards(groups: Sequence[Group], batch: int) -> list[list[Group]]:
-    """Groups that are learned at once: of the same voters and size, at most `batch` images, at least one group."""
-    alike: dict[tuple[object, int], list[Group]] = {}
+    """Groups that are learned at once: of the same size, at most `batch` images, at least one group."""
+    alike: dict[int, list[Group]] = {}
     for group in groups:
-        alike.setdefault((group.voters, len(group.images)), []).append(group)
+        alike.setdefault(len(group.images), []).append(group)
     found = []
-    for (_, size), members in alike.items():
+    for size, members in alike.items():
         at_once = max(1, batch // size)
         found += [members[start : start + at_once] for start in range(0, len(members), at_once)]
     return found
@@ -173,12 +181,6 @@ def _keep(path: Path, images: Tensor) -> None:
     write_bytes_atomically(path, buffer.getvalue())
 
 
-def _pixels(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 on the host of normalised images, rounded."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    return ((images.cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).contiguous()
-
-
 class _Shard:
     """Groups that are learned at once."""
 
@@ -194,10 +196,11 @@ class _Shard:
     ) -> None:
         self.ctx, self.initial, self.config = ctx, initial, config
         self.labels, self.rows = labels.to(ctx.device), rows.to(ctx.device)
-        self.groups = len(groups)
-        voters = groups[0].voters if config.iterations else ()
-        self.voters = [(judges[number], weight) for number, weight in voters]
+        self.judges = judges
+        self.voters = [group.voters for group in groups]
         self.seed = ctx.derive("recovery views")
+        # Of each judge, the first step in which its losses were NaN or infinite.
+        self.broken = torch.full((len(judges),), torch.inf, device=ctx.device)
 
     def learn(self, preprocessing: Preprocessing, report: Callable[[int], None]) -> Tensor:
         """The learned images (B, Ch, H, W) as networks take them."""
@@ -214,6 +217,7 @@ class _Shard:
             until = config.iterations * (segment + 1) // config.segments
             images = self._segment(images, range(step, until), bounds, report)
             step = until
+        self._refuse_broken()
         images = _resized(images, size)
         if not bool(torch.isfinite(images).all()):
             raise NonFiniteError("recovered images became NaN or infinite", fix="lower lr")
@@ -228,18 +232,18 @@ class _Shard:
         for step in steps:
             done = step / self.config.iterations
             adam.param_groups[0]["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * done))
-            losses = self._losses(images, step)
-            (images.grad,) = torch.autograd.grad(losses.sum(), images)
+            losses, images.grad = self._losses(images, step)
             adam.step()
             with torch.no_grad():
                 torch.maximum(torch.minimum(images, bounds[1], out=images), bounds[0], out=images)
             if step % _TELL_STEPS == 0:
-                self._tell(step, losses.detach())
+                self._refuse_broken()
+                self._tell(step, losses)
             report(1)
         return images.detach()
 
-    def _losses(self, images: Tensor, step: int) -> Tensor:
-        """L of each group, (G,)."""
+    def _losses(self, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """L of each group, (G,), and the gradient of their sum, of the images' shape."""
         config = self.config
         views = draw_views(
             config.augment,
@@ -251,18 +255,55 @@ class _Shard:
             crop_scale=config.crop_scale,
         )
         seen = apply_views(images, views)
-        voters = self.voters
-        if config.voters == "turns":
-            voters = [(voters[step % len(voters)][0], 1.0)]
-        total: Tensor | float = 0.0
-        for judge, weight in voters:
-            with autocast(self.ctx.device, self.ctx.engine.dtype):
-                losses = judge.loss(seen, self.labels, groups=self.groups)
-            if step % _TELL_STEPS == 0:
-                judge.refuse_non_finite(losses.detach())
-            total = total + weight * losses
-        assert isinstance(total, Tensor), "somebody judges"
-        return total
+        looked_at = seen.detach().requires_grad_()
+        total = torch.zeros(len(self.voters), device=images.device)
+        for number, groups, weights in self._turn(step):
+            losses = weights * self._judged(number, looked_at, groups)
+            losses.sum().backward()  # one judge at a time: no more than its activations are kept
+            losses = losses.detach()
+            total.index_add_(0, groups, losses)
+            sound = torch.isfinite(losses).all()
+            self.broken[number] = torch.where(sound, torch.inf, float(step)).minimum(self.broken[number])
+        assert looked_at.grad is not None, "somebody judges"
+        (gradient,) = torch.autograd.grad(seen, images, looked_at.grad)
+        return total, gradient
+
+    def _turn(self, step: int) -> list[tuple[int, Tensor, Tensor]]:
+        """Who judges in a step: the judge's number, its groups, int64 (n,), and their weights (n,)."""
+        found: dict[int, list[tuple[int, float]]] = {}
+        for group, voters in enumerate(self.voters):
+            if self.config.voters == "turns":
+                voters = ((voters[step % len(voters)][0], 1.0),)
+            for number, weight in voters:
+                found.setdefault(number, []).append((group, weight))
+        device = self.ctx.device
+        return [
+            (
+                number,
+                torch.tensor([group for group, _ in members], device=device),
+                torch.tensor([weight for _, weight in members], device=device),
+            )
+            for number, members in sorted(found.items())
+        ]
+
+    def _judged(self, number: int, images: Tensor, groups: Tensor) -> Tensor:
+        """L of these groups for one judge, (n,)."""
+        labels = self.labels
+        if len(groups) < len(self.voters):
+            size = len(images) // len(self.voters)
+            rows = (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
+            images, labels = images[rows], labels[rows]
+        with autocast(self.ctx.device, self.ctx.engine.dtype):
+            return self.judges[number].loss(images, labels, groups=len(groups))
+
+    def _refuse_broken(self) -> None:
+        """Raise NonFiniteError naming the judge whose losses were the first to be NaN or infinite."""
+        if bool(torch.isfinite(self.broken).any()):
+            name = self.judges[int(self.broken.argmin())].name
+            raise NonFiniteError(
+                f"the teacher {name} gave NaN or infinite losses on the images it is to judge",
+                fix="lower lr or statistics, check the teacher's training, or leave it out",
+            )
 
     def _tell(self, step: int, losses: Tensor) -> None:
         self.ctx.progress.record("recover", step=step, loss=float(losses.mean()), images=len(self.rows))
@@ -283,17 +324,23 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(images, size=list(size), mode="bilinear", align_corners=False, antialias=True)
 
 
-def refuse_sizes(judges: Mapping[str, Judge], config: Recovery, channels: int, device: torch.device) -> None:
-    """Raise InputError where a teacher cannot take images of one of the sizes."""
+def refuse_sizes(networks: Mapping[str, nn.Module], config: Recovery, channels: int) -> None:
+    """Raise InputError where a teacher cannot take images of one of the sizes.
+
+    Args:
+        networks: by name, on the meta device.
+        config: whose sizes.
+        channels: of the images.
+    """
     for size in config.sizes:
-        for name, judge in judges.items():
+        for name, network in networks.items():
             try:
                 with torch.no_grad():
-                    judge.module(torch.zeros(2, channels, size, size, device=device))
+                    network.eval()(torch.zeros(2, channels, size, size, device="meta"))
             except (RuntimeError, ValueError) as error:
                 raise InputError(
                     f"the teacher {name} cannot take images of {size} x {size} px",
-                    where="sizes",
+                    where="recover.sizes",
                     found=str(error).splitlines()[0],
                     fix="leave sizes out, or use teachers that pool over all pixels, such as resnet18",
                 ) from error

@@ -6,6 +6,7 @@ place: it does not depend on how many jobs are computed together, or where.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from distill.training.memory import memory_errors
 from distill.training.rows import places, used_rows
 
 _MOVED_AT_ONCE = 1024  # images
+_ORDERS_KEPT = 1 << 22  # places in the orders of passes
 
 _FIX_MEMORY = "use fewer images (data.cap) or smaller ones (data.resize), or a device with more memory"
 
@@ -127,11 +129,18 @@ class Batch:
         return Batch(*parts)  # type: ignore[arg-type]
 
     def parts(self, count: int) -> list[Batch]:
-        """The batch in `count` parts of about one size."""
+        """The batch in `count` parts whose sizes differ by one at most; of one sample each where there are fewer."""
+        count = min(count, self.index.shape[1])
         if count == 1:
             return [self]
-        cut = [[None] * count if x is None else x.chunk(count, dim=1) for x in vars(self).values()]
-        return [Batch(*part) for part in zip(*cut, strict=False)]
+        cut = [[None] * count if x is None else x.tensor_split(count, dim=1) for x in vars(self).values()]
+        return [Batch(*part) for part in zip(*cut, strict=True)]
+
+    def share(self, whole: Batch) -> Tensor | float:
+        """How much this part counts in the mean over the whole batch; (K,) where samples have weights."""
+        if self.weights is None or whole.weights is None:
+            return self.index.shape[1] / whole.index.shape[1]
+        return self.weights.sum(dim=1) / whole.weights.sum(dim=1).clamp(min=1e-12)
 
 
 class Batches:
@@ -215,19 +224,31 @@ class PlannedViews:
     Args:
         plan: which views, in which order.
         images: of the set, on the device.
+        scattered: whether batches are asked for in any order.
     """
 
-    def __init__(self, plan: ViewPlan, images: DeviceImages) -> None:
+    def __init__(self, plan: ViewPlan, images: DeviceImages, *, scattered: bool = False) -> None:
         self.plan, self.images = plan, images
+        self._orders: OrderedDict[int, Tensor] = OrderedDict()
         self.starts = range(0, len(images), plan.batch_size)
         _, height, width = images.shape
         self.looks = Looks(
-            plan, seeds=[plan.seed], samples=len(images), size=(height, width), device=images.device
+            plan,
+            seeds=[plan.seed],
+            samples=len(images),
+            size=(height, width),
+            device=images.device,
+            scattered=scattered,
         )
 
     def order(self, epoch: int) -> Tensor:
-        """The order of a pass: int64 (N,)."""
-        return pass_order(self.plan.seed, epoch, len(self.images), device=self.images.device)
+        """The order of a pass: int64 (N,). Those asked for last are kept."""
+        if epoch not in self._orders:
+            count = len(self.images)
+            while len(self._orders) >= max(1, _ORDERS_KEPT // count):
+                self._orders.popitem(last=False)
+            self._orders[epoch] = pass_order(self.plan.seed, epoch, count, device=self.images.device)
+        return self._orders[epoch]
 
     def batch(self, epoch: int, start: int) -> tuple[Tensor, Tensor]:
         """Views (B, Ch, H, W), and the numbers of their images, int64 (B,)."""
@@ -251,7 +272,7 @@ class PlannedBatches:
 
     def __init__(self, labels: ViewLabels, images: DeviceImages, config: TrainConfig) -> None:
         self.labels = labels.on(images.device)
-        self.views = PlannedViews(labels.plan, images)
+        self.views = PlannedViews(labels.plan, images, scattered=labels.plan.epochs != config.epochs)
         self.config = config
 
     def epoch(self, number: int) -> Iterator[Batch]:

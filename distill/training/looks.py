@@ -43,22 +43,37 @@ class Looks:
         samples: N, how many each network has.
         size: height and width of the images, pixels.
         device: where parameters are wanted.
+        scattered: whether epochs are asked for in any order, a batch at a time; then each view is drawn when it is
+            asked for.
     """
 
     def __init__(
-        self, policy: Policy, *, seeds: list[int], samples: int, size: tuple[int, int], device: torch.device
+        self,
+        policy: Policy,
+        *,
+        seeds: list[int],
+        samples: int,
+        size: tuple[int, int],
+        device: torch.device,
+        scattered: bool = False,
     ) -> None:
+        self.scattered = scattered
         self.policy, self.samples, self.size, self.device = policy, samples, size, device
         self.count = len(seeds)
         self.seeds = torch.tensor(seeds, device=device)
         self._other: Looks | None = None
         if policy.mix == "selfmix":
             others = [derive_seed(seed, "other view") for seed in seeds]
-            self._other = _plain(policy, seeds=others, samples=samples, size=size, device=device)
+            self._other = _plain(
+                policy, seeds=others, samples=samples, size=size, device=device, scattered=scattered
+            )
         self._drawn: tuple[range, Views] = (range(0), Views())
 
     def views(self, epoch: int, index: Tensor) -> Views:
         """How the K networks look at the samples `index` (K, B): views of K*B images."""
+        if self.scattered:
+            seeds = self.seeds[:, None].expand_as(index).reshape(-1)
+            return self._of(seeds, torch.full_like(seeds, epoch), index.reshape(-1))
         if epoch not in self._drawn[0]:
             self._drawn = self._draw(epoch)
         block = (epoch - self._drawn[0].start) * self.count + torch.arange(self.count, device=self.device)
@@ -90,17 +105,20 @@ class Looks:
         numbers = torch.tensor(list(epochs), device=self.device)[:, None, None].expand(shape)
         seeds = self.seeds[None, :, None].expand(shape)
         samples = torch.arange(self.samples, device=self.device).expand(shape)
+        return epochs, self._of(seeds.reshape(-1), numbers.reshape(-1), samples.reshape(-1))
+
+    def _of(self, seeds: Tensor, epochs: Tensor, index: Tensor) -> Views:
+        """The views of these counters, int64 (n,) each."""
         height, width = self.size
-        views = draw_views(
+        return draw_views(
             self.policy.augment,
-            seed=seeds.reshape(-1),
-            epoch=numbers.reshape(-1),
-            index=samples.reshape(-1),
+            seed=seeds,
+            epoch=epochs,
+            index=index,
             height=height,
             width=width,
             crop_scale=self.policy.crop_scale,
         )
-        return epochs, views
 
 
 class _Unmixed:
@@ -113,6 +131,14 @@ class _Unmixed:
 
 
 def _plain(
-    policy: Policy, *, seeds: list[int], samples: int, size: tuple[int, int], device: torch.device
+    policy: Policy,
+    *,
+    seeds: list[int],
+    samples: int,
+    size: tuple[int, int],
+    device: torch.device,
+    scattered: bool,
 ) -> Looks:
-    return Looks(_Unmixed(policy), seeds=seeds, samples=samples, size=size, device=device)
+    return Looks(
+        _Unmixed(policy), seeds=seeds, samples=samples, size=size, device=device, scattered=scattered
+    )

@@ -130,7 +130,7 @@ def _fit(
             losses = network_losses(
                 logits, part.targets, config, temperature=batches.temperature, weights=part.weights
             )
-            losses = losses * (part.index.shape[1] / batch.index.shape[1])
+            losses = losses * part.share(batch)
             losses.sum().backward()
             found.append((logits.detach(), losses.detach()))
         every = torch.cat([logits for logits, _ in found], dim=1)

@@ -29,6 +29,7 @@ from distill.registry import methods
 from distill.selection import random_subset
 from distill.step_checks import check_steps
 from distill.store.writer import write_set
+from distill.training.config import TrainConfig
 from distill.training.job import Job
 
 EXPERTS = {"model": {"name": "convnet", "width": 4}, "count": 3, "batch_size": 8, "lr": 0.1}
@@ -482,9 +483,9 @@ def test_behind_another_step_it_is_refused_before_that_one_runs(
     random = methods()["random"].load()
     for before in (random(random.Config(ipc=3)), method(ipc=3)):
         with pytest.raises(InputError, match=said) as caught:
-            check_steps([before, method(ipc=None, **options)], source)
+            check_steps([before, method(ipc=None, **options)], source, TrainConfig())
         assert caught.value.where == where
-    check_steps([random(random.Config(ipc=3)), method(ipc=None, inner_batch=9)], source)
+    check_steps([random(random.Config(ipc=3)), method(ipc=None, inner_batch=9)], source, TrainConfig())
 
 
 def test_experts_that_stand_still_are_called_that(source: Source, make_context: MakeContext) -> None:

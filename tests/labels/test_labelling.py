@@ -15,7 +15,7 @@ import distill
 from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.errors import DamagedDataError, DistillError, InputError
 from distill.labels import relabel as relabel_module
-from distill.labels.codecs import KEPT, VIEWS, probabilities
+from distill.labels.codecs import KEPT, VIEWS, CodecConfig, probabilities
 from distill.labels.labelling import view_labels, with_labels
 from distill.labels.pool import PoolTeacher, open_pool, refuse_other_order
 from distill.labels.relabel import Relabelling
@@ -40,7 +40,7 @@ TEACHERS = [
 
 
 def labelled(ctx: Context, source: Source, **options: Any) -> DistilledSet:
-    plain = materialise(selection(list(range(9))), source, ctx.train)
+    plain = materialise(selection(list(range(12))), source, ctx.train)
     networks = open_pool(ctx, source, TEACHERS)
     return with_labels(
         ctx, plain, TEACHERS, networks, (0.4, 0.6), Relabelling.model_validate(options), temperature=4.0
@@ -59,12 +59,14 @@ def all_labels(ctx: Context, source: Source, made: DistilledSet) -> list[tuple[A
     ]
 
 
-@pytest.mark.parametrize("labels", ["stored", "online"])
+@pytest.mark.parametrize(
+    "options", [{"labels": "stored"}, {"labels": "online"}, {"codec": CodecConfig(name="topk", k=1)}], ids=str
+)
 def test_the_sets_teachers_label_other_images_as_they_labelled_its_own(
-    labels: str, source: Source, make_context: MakeContext
+    options: dict[str, Any], source: Source, make_context: MakeContext
 ) -> None:
     ctx = make_context(**TRAIN)
-    made = labelled(ctx, source, labels=labels, batch_norm="batch")
+    made = labelled(ctx, source, batch_norm="batch", **options)
     pool = Pool(made.images, made.labels, made.preprocessing)
     again = set_teachers(ctx, source, made).label(pool)
     ours = view_labels(ctx, source, made)
@@ -110,7 +112,7 @@ def test_online_labels_have_no_views_to_read(
 
 def test_a_set_that_no_teacher_labelled_has_none_to_ask(source: Source, make_context: MakeContext) -> None:
     ctx = make_context(**TRAIN)
-    plain = materialise(selection(list(range(9))), source, ctx.train)
+    plain = materialise(selection(list(range(12))), source, ctx.train)
     with pytest.raises(InputError, match="no teacher of its own labels the set"):
         set_teachers(ctx, source, plain)
 
@@ -181,7 +183,7 @@ def test_killed_labelling_goes_on(source: Source, make_context: MakeContext, mon
 def test_fewer_passes_are_stored(source: Source, make_context: MakeContext) -> None:
     made = labelled(make_context(**TRAIN), source, passes=2)
     assert made.soft is not None
-    assert made.soft.arrays["logits"].shape == (2, 9, 3)
+    assert made.soft.arrays["logits"].shape == (2, 12, 3)
     plan = plan_of(made.soft)
     assert plan is not None and plan.epochs == 2
 
@@ -192,7 +194,7 @@ def test_an_images_probabilities_are_the_mean_of_its_views(source: Source, make_
     assert made.soft is not None
     labels = StoredLabels(made.soft)
     views = PlannedViews(labels.plan, DeviceImages(Pool(made.images, made.labels, made.preprocessing), CPU))
-    total = torch.zeros(9, 3)
+    total = torch.zeros(12, 3)
     for epoch in range(3):
         for start in views.starts:
             images, index = views.batch(epoch, start)

@@ -20,6 +20,7 @@ from distill.contracts import Context, Preprocessing
 from distill.errors import InputError, NonFiniteError
 from distill.models import build, model_config
 from distill.recovery import recover as module
+from distill.recovery.initial import Initial
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Group, Recovery, groups_of, recover, refuse_sizes
 from distill.recovery.statistics import FIRST_LAYER
@@ -50,7 +51,15 @@ def begin() -> Tensor:
 def run(ctx: Context, config: Recovery, groups: list[Group] | None = None, **options: Any) -> Tensor:
     groups = groups or groups_of(LABELS.tolist(), lambda _: VOICES, classwise=config.classwise)
     judges = options["judges"] if "judges" in options else [judge(0), judge(1)]
-    return recover(ctx, begin(), LABELS, groups, judges, config, preprocessing=PLAIN)
+    return recover(
+        ctx,
+        Initial((1, 8, 8), lambda rows: begin()[rows]),
+        LABELS,
+        groups,
+        judges,
+        config,
+        preprocessing=PLAIN,
+    )
 
 
 def plain_loss(seed: int, x: Tensor, y: Tensor) -> Tensor:
@@ -165,7 +174,7 @@ def test_segments_take_back_what_they_began_with(make_context: MakeContext) -> N
 def test_sizes_that_a_teacher_cannot_take_are_refused(make_context: MakeContext) -> None:
     config = Recovery(iterations=4, segments=2, sizes=(8, 12))
     with pytest.raises(InputError, match="cannot take images of 12 x 12 px"):
-        refuse_sizes({"a": judge(0)}, config, 1, CPU)
+        refuse_sizes({"a": network(0).module(CPU).to("meta")}, config, 1)
 
 
 def test_sizes_change_and_come_back(make_context: MakeContext) -> None:
@@ -173,7 +182,7 @@ def test_sizes_change_and_come_back(make_context: MakeContext) -> None:
         Judge(network(k, "resnet18"), "r", preprocessing=PLAIN, device=CPU, statistics=0.1) for k in (0, 1)
     ]
     config = Recovery(iterations=2, segments=2, sizes=(8, 12), residual=0.5)
-    refuse_sizes({"r": judges[0]}, config, 1, CPU)
+    refuse_sizes({"r": network(0, "resnet18").module(CPU).to("meta")}, config, 1)
     assert run(make_context(), config, judges=judges).shape == (9, 1, 8, 8)
 
 

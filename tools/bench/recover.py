@@ -34,6 +34,7 @@ from distill.contracts import Context, Preprocessing
 from distill.costs import Costs
 from distill.models import build, model_config
 from distill.progress import NullProgress
+from distill.recovery.initial import Initial
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Recovery, groups_of, recover
 from distill.recovery.statistics import FIRST_LAYER
@@ -178,7 +179,8 @@ def our_seconds(
             for network in networks
         ]
         groups = groups_of(labels.tolist(), lambda _: tuple(enumerate(WEIGHTS)), classwise=False)
-        images = recover(ctx, initial, labels, groups, judges, config, preprocessing=PLAIN)
+        beginning = Initial((3, 32, 32), lambda rows: initial[rows.to(device)])
+        images = recover(ctx, beginning, labels, groups, judges, config, preprocessing=PLAIN)
         finish(device)
         seconds = time.perf_counter() - start
     return seconds, ((images.float() / 255 - 0.5) / 0.25).to(device)
