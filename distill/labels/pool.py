@@ -21,7 +21,8 @@ from distill.training.config import Positive, Strict
 
 _LOOKED_AT = 20  # images a class for the order of classes, and at least so many in all:
 _LOOKED_AT_IN_ALL = 2000
-_CHANCE = 4.0  # standard deviations above what one class's images being taken for another would be by chance
+_FEW = 5  # images a class below which single classes tell nothing
+_CHANCE = 3.0  # standard deviations above what one class's images being taken for another would be by chance
 
 
 class PoolTeacher(Strict):
@@ -118,7 +119,7 @@ def refuse_other_order(ctx: Context, source: Source, network: Network) -> None:
     The commonest failure with weights from elsewhere: an output that means another class than its number here. What
     images of each class are taken for tells, see `moved_classes`.
     """
-    split = source.valid if len(source.valid) else source.train
+    split = source.valid if len(source.valid) >= _FEW * len(source.classes) else source.train
     counts = _confusion(ctx, split, network)
     total = int(counts.sum())
     moved = moved_classes(counts)
@@ -145,8 +146,9 @@ def moved_classes(counts: np.ndarray) -> list[tuple[int, int]]:
 
     Of the assignment of outputs to classes that explains most, those pairs of class y and output o count that are no
     confusion of a weak network: y's images are said to be o twice as often as y's are said to be y, or o's to be o;
-    they are a quarter of what is said to be o; and four standard deviations more than chance. Such classes must be a
-    permutation among themselves.
+    they are a quarter of what is said to be o; and three standard deviations more than chance. Where they are fewer
+    than three and a tenth of all classes, they must be a permutation among themselves. Where there are fewer than five
+    images a class, all of the assignment counts, if it explains half of the images more than the order as it is.
 
     Args:
         counts: how often images of a class (row) are taken for another (column), int64 (C, C).
@@ -154,15 +156,23 @@ def moved_classes(counts: np.ndarray) -> list[tuple[int, int]]:
     rows, columns = linear_sum_assignment(-counts)
     images, said = counts.sum(axis=1), counts.sum(axis=0)
     total = max(int(counts.sum()), 1)
+    pairs = [
+        (row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if row != column
+    ]
+    if total < _FEW * len(counts):
+        gain = int(counts[rows, columns].sum()) - int(np.trace(counts))
+        return pairs if 2 * gain > total else []
     found = {}
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+    for row, column in pairs:
         seen, chance = int(counts[row, column]), said[column] / total
         expected = images[row] * chance
         deviation = max(float(expected * (1 - chance)) ** 0.5, 1.0)
         others = max(int(counts[row, row]), int(counts[column, column]))
         clear = seen > 2 * others and 4 * seen > said[column] and seen > expected + _CHANCE * deviation
-        if row != column and clear:
+        if clear:
             found[row] = column
+    if len(found) >= max(3, len(counts) / 10):
+        return sorted(found.items())
     while dropped := [row for row in found if row not in found.values() or found[row] not in found]:
         for row in dropped:
             del found[row]

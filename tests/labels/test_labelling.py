@@ -17,7 +17,7 @@ from distill.errors import DamagedDataError, DistillError, InputError
 from distill.labels import relabel as relabel_module
 from distill.labels.codecs import KEPT, VIEWS, CodecConfig, probabilities
 from distill.labels.labelling import view_labels, with_labels
-from distill.labels.pool import PoolTeacher, open_pool, refuse_other_order
+from distill.labels.pool import PoolTeacher, moved_classes, open_pool, refuse_other_order
 from distill.labels.relabel import Relabelling
 from distill.labels.set_teachers import set_teachers
 from distill.labels.view_labels import StoredLabels, plan_of
@@ -284,3 +284,44 @@ def test_mean_and_std_belong_to_files() -> None:
         PoolTeacher(train=None, mean=(0.5,))
     with pytest.raises(ValueError, match="belong to weights from a file"):
         PoolTeacher(mean=(0.5,), std=(0.5,))
+
+
+def confusion(right: float, order: list[int], *, images: int = 20, seed: int = 0) -> np.ndarray:
+    """What a network that is right so often, and else says anything, takes images of C classes for."""
+    rng, classes = np.random.default_rng(seed), len(order)
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    for row, output in enumerate(order):
+        said = np.where(rng.random(images) < right, output, rng.integers(classes, size=images))
+        np.add.at(counts[row], said, 1)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("classes", "right", "images"), [(10, 0.92, 200), (10, 0.4, 200), (200, 0.4, 20), (1000, 0.5, 12)]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_that_moved_are_found_and_others_are_not(
+    classes: int, right: float, images: int, seed: int
+) -> None:
+    own = list(range(classes))
+    assert moved_classes(confusion(right, own, images=images, seed=seed)) == []
+    swapped = [1, 0, *own[2:]]
+    if images >= 200:  # else two classes may hide among a thousand
+        assert moved_classes(confusion(right, swapped, images=images, seed=seed)) == [(0, 1), (1, 0)]
+    turned = np.roll(own, 1).tolist()
+    assert len(moved_classes(confusion(right, turned, images=images, seed=seed))) > classes / 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_networks_that_know_nothing_have_no_order(seed: int) -> None:
+    assert moved_classes(confusion(0.0, list(range(10)), images=200, seed=seed)) == []
+    assert moved_classes(confusion(0.0, list(range(300)), images=12, seed=seed)) == []
+    collapsed = np.zeros((10, 10), dtype=np.int64)
+    collapsed[:, 3] = 50
+    assert moved_classes(collapsed) == []
+
+
+def test_two_classes_that_are_hard_to_tell_are_not_moved() -> None:
+    counts = np.diag([90, 90, 35, 60])
+    counts[2, 3], counts[3, 2], counts[0, 1], counts[1, 0] = 55, 30, 10, 10
+    assert moved_classes(counts) == []
