@@ -66,6 +66,17 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def reserve(path: Path) -> None:
+    """Have the disk give a mapped file all of its room now: a full disk later would kill the process that writes."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(handle, 0, path.stat().st_size)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write at `path` into one clear error (exit code 2)."""

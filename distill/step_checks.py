@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
@@ -91,10 +92,12 @@ def step_named(number: int, step: Method) -> Iterator[None]:
             error.where = f"steps.{number}.{step.name}"
         elif _is_option(error.where, step):
             error.where = f"steps.{number}.{error.where}"
+        elif _is_option(f"{step.name}.{error.where}", step):
+            error.where = f"steps.{number}.{step.name}.{error.where}"
         raise
 
 
 def _is_option(where: str, step: Method) -> bool:
     """Whether it is NAME.OPTION of the step."""
     name, _, path = where.partition(".")
-    return name == step.name and path.split(".")[0] in type(step.config).model_fields
+    return name == step.name and re.split("[.:]", path)[0] in type(step.config).model_fields

@@ -16,6 +16,7 @@ to the mixed views by construction; images are rounded to pixels, not truncated 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,13 +38,14 @@ from distill.contracts import (
     Source,
     StepKind,
 )
-from distill.distillers.committee_priors import PriorConfig, measure_priors
+from distill.distillers.committee_priors import PriorConfig, measure_priors, prior_passes, prior_trainings
 from distill.errors import InputError
+from distill.files import write_bytes_atomically
 from distill.labels.ensemble import Ensemble, refuse_without_batch_norm
 from distill.labels.labelling import with_labels
 from distill.labels.pool import PoolTeacher, estimated, open_pool, outlines
-from distill.labels.relabel import Relabelling
-from distill.recovery.initial import CropSearch, Initial, given, mosaics, noise, refuse_mosaics
+from distill.labels.relabel import Relabelling, placed
+from distill.recovery.initial import CropSearch, Initial, crop_passes, given, mosaics, noise, refuse_mosaics
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Group, Recovery, groups_of, recover, refuse_sizes
 from distill.recovery.voting import Voters, Voting, draw_voters, prior_weights, voices
@@ -96,9 +98,9 @@ class Committee(Distiller):
         @property
         def needs_priors(self) -> bool:
             """Whether anything depends on them."""
-            votes = self.recover.iterations > 0 and (
-                self.voting == "prior" or self.drawn < len(self.teachers)
-            )
+            weighed = self.voting == "prior" and self.drawn > 1 and self.recover.voters == "all"
+            chosen = self.drawn < len(self.teachers) and self.ipc in (1, None)  # one image: of the greatest
+            votes = self.recover.iterations > 0 and (weighed or chosen)
             labels = self.relabel is not None and self.label_weights == "prior"
             return len(self.teachers) > 1 and (votes or labels)
 
@@ -134,13 +136,15 @@ class Committee(Distiller):
         if asked.recover.iterations and asked.recover.statistics:
             refuse_without_batch_norm(networks, where="recover.statistics")
         if asked.relabel is not None:
-            asked.relabel.check_teachers(networks, classes=len(source.classes))
+            with placed("relabel"):
+                asked.relabel.check_teachers(networks, classes=len(source.classes))
 
     def check_training(self, train: TrainConfig, *, classes: int) -> None:
         if self.config.relabel is not None:
-            self.config.relabel.check(train, classes=classes)
-            if self.config.ipc is not None:
-                self.config.relabel.refuse_lonely_images(train, self.config.ipc * classes)
+            with placed("relabel"):
+                self.config.relabel.check(train, classes=classes)
+                if self.config.ipc is not None:
+                    self.config.relabel.refuse_lonely_images(train, self.config.ipc * classes)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         asked = self.config
@@ -152,10 +156,17 @@ class Committee(Distiller):
             Passes(teacher.model, batch=batch, count=3 * steps // len(asked.teachers), kept=2)
             for teacher in asked.teachers
         ]
+        trainings = estimated(asked.teachers, train)
+        if asked.init in _CROPS and asked.ipc is not None:
+            looks = max(asked.candidates, asked.ipc * asked.factor**2) * asked.crops * classes
+            passes += crop_passes(asked.teachers, looks)
+        if asked.needs_priors and asked.priors == "measured":
+            passes += prior_passes(asked.teachers, asked.prior, classes=classes)
+            trainings += prior_trainings(asked.teachers, asked.prior, classes=classes)
         models = [teacher.model for teacher in asked.teachers]
         return Estimate(
             images=images,
-            trainings=estimated(asked.teachers, train),
+            trainings=trainings,
             passes=tuple(passes),
             labelling=None if asked.relabel is None else asked.relabel.estimate(models, classes=classes),
         )
@@ -187,6 +198,9 @@ class Committee(Distiller):
             return (0.0,) * len(networks)
         if isinstance(asked.priors, tuple):
             return asked.priors
+        kept = ctx.scratch / "priors.json"
+        if kept.exists():
+            return tuple(json.loads(kept.read_text()))
         began = time.perf_counter()
         if asked.priors == "valid":
             found = tuple(100 * network.facts["valid_accuracy"] for network in networks)
@@ -197,6 +211,8 @@ class Committee(Distiller):
         seconds = time.perf_counter() - began
         told = ", ".join(f"{name} {prior:.1f}" for name, prior in zip(names, found, strict=True))
         ctx.progress.note(f"priors: {told} ({seconds:.0f} s)", priors=list(found), seconds=seconds)
+        # What is learned and labelled after an interruption must go by the same ones to the last bit.
+        write_bytes_atomically(kept, json.dumps(found).encode())
         return found
 
     def _images(

@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import Field
 
 from distill.cache import Network
-from distill.contracts import Context, Preprocessing, Selection, Source
+from distill.contracts import Context, Passes, Preprocessing, Selection, Source, Training
 from distill.labels.ensemble import Ensemble
+from distill.labels.pool import PoolTeacher
 from distill.labels.relabel import Relabelling
 from distill.labels.view_labels import OnlineLabels
 from distill.models import ModelSpec, model_config
@@ -25,7 +26,7 @@ from distill.recovery.initial import given
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Recovery, groups_of, recover
 from distill.selection import materialise, random_subset, source_counts
-from distill.training.config import Strict
+from distill.training.config import Strict, TrainConfig
 from distill.training.job import Job, Pool
 
 Count = Annotated[int, Field(ge=1)]
@@ -38,6 +39,23 @@ class PriorConfig(Strict):
     iterations: Annotated[int, Field(ge=0)] = 100
     student: ModelSpec = Field(default_factory=lambda: model_config("convnet"))
     epochs: Count = 100
+
+
+def prior_trainings(
+    teachers: Sequence[PoolTeacher], how: PriorConfig, *, classes: int
+) -> tuple[Training, ...]:
+    """The students, one a teacher, for a dry run."""
+    train = TrainConfig(epochs=how.epochs)
+    return tuple(Training(how.student, train, how.ipc * classes, checkpoints=0) for _ in teachers)
+
+
+def prior_passes(teachers: Sequence[PoolTeacher], how: PriorConfig, *, classes: int) -> list[Passes]:
+    """Recovery by each teacher and its labels, for a dry run."""
+    images = how.ipc * classes
+    return [
+        Passes(teacher.model, batch=images, count=3 * how.iterations + how.epochs, kept=2)
+        for teacher in teachers
+    ]
 
 
 def measure_priors(

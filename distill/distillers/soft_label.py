@@ -35,7 +35,7 @@ from distill.labels.codecs import encode
 from distill.labels.ensemble import Ensemble
 from distill.labels.labelling import with_labels
 from distill.labels.pool import PoolTeacher, outlines
-from distill.labels.relabel import Relabelling
+from distill.labels.relabel import Relabelling, placed
 from distill.labels.set_teachers import told
 from distill.selection import Distiller, ImagesConfig, images_before
 from distill.training.config import Positive, TrainConfig
@@ -69,13 +69,15 @@ class SoftLabel(Distiller):
         super().check(source, follows)
         if self.config.views is not None:
             teacher = PoolTeacher(model=self.config.teacher.model, train=self.config.teacher.train)
-            self.config.views.check_teachers(outlines([teacher], source), classes=len(source.classes))
+            with placed("views"):
+                self.config.views.check_teachers(outlines([teacher], source), classes=len(source.classes))
 
     def check_training(self, train: TrainConfig, *, classes: int) -> None:
         if self.config.views is not None:
-            self.config.views.check(train, classes=classes)
-            if self.config.ipc is not None:
-                self.config.views.refuse_lonely_images(train, self.config.ipc * classes)
+            with placed("views"):
+                self.config.views.check(train, classes=classes)
+                if self.config.ipc is not None:
+                    self.config.views.refuse_lonely_images(train, self.config.ipc * classes)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         teacher = self.config.teacher

@@ -8,8 +8,10 @@ follow from the plan's counters. A killed run goes on behind the last pass that 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from distill.contracts import Context, DistilledSet, Labelling, SoftLabels
 from distill.errors import InputError
-from distill.files import disk_errors, write_bytes_atomically
+from distill.files import disk_errors, reserve, write_bytes_atomically
 from distill.labels.calibration import Calibration
 from distill.labels.codecs import CODECS, KEPT, VIEWS, CodecConfig, encode
 from distill.labels.ensemble import BatchNormMode, Combine, refuse_without_batch_norm
@@ -108,7 +110,9 @@ class Relabelling(Strict):
     def estimate(self, models: Sequence[Strict], *, classes: int) -> Labelling:
         """What labelling by these teachers takes, for a dry run."""
         return Labelling(
-            tuple(models), self.passes, 0 if self.labels == "online" else self.codec.view_bytes(classes)
+            tuple(models),
+            self.passes,
+            0 if self.labels == "online" else self.codec.view_bytes(classes) + (self.calibration is not None),
         )
 
     def plan(self, train: TrainConfig, *, seed: int) -> ViewPlan:
@@ -122,6 +126,17 @@ class Relabelling(Strict):
             mix=train.mix,
             mix_alpha=train.mix_alpha,
         )
+
+
+@contextmanager
+def placed(option: str) -> Iterator[None]:
+    """Put the name that a method gives these options before the place of an error in them."""
+    try:
+        yield
+    except InputError as error:
+        if re.split("[.:]", error.where or "")[0] in Relabelling.model_fields:
+            error.where = f"{option}.{error.where}"
+        raise
 
 
 _WHOLE_BYTES = 1 << 30  # labels up to this many bytes leave their files and live in memory
@@ -216,6 +231,7 @@ class _Store:
                     self._files[name] = np.lib.format.open_memmap(
                         path, mode="w+", dtype=array.dtype, shape=(self.passes, *array.shape[1:])
                     )
+                    reserve(path)
             self._files[name][number] = array[0]
 
     def save(self, done: int) -> None:

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.augment import Views, apply_views
-from distill.contracts import Context, Preprocessing, Source
+from distill.contracts import Context, Passes, Preprocessing, Source
 from distill.errors import InputError
 from distill.labels.ensemble import Labellers
+from distill.labels.pool import PoolTeacher
 from distill.randomness import counter_uniform, derive_seed
 from distill.selection import by_class, random_pick, source_counts
 from distill.training.batches import DeviceImages
@@ -132,6 +133,11 @@ def refuse_mosaics(source: Source, ipc: int, factor: int) -> None:
                 allowed=f"{wanted} or more, ipc times factor^2",
                 fix="lower ipc or factor, or begin with real images (init: real)",
             )
+
+
+def crop_passes(teachers: Sequence[PoolTeacher], crops: int) -> list[Passes]:
+    """What looking at so many crops takes, for a dry run."""
+    return [Passes(teacher.model, batch=_BLOCK, count=-(-crops // _BLOCK), kept=1) for teacher in teachers]
 
 
 def pixels(images: Tensor, preprocessing: Preprocessing) -> Tensor:

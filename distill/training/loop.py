@@ -237,7 +237,8 @@ def network_losses(
       2015, section 2), so that the choice of optimiser does not decide the result.
     - `mse`: the mean over classes of (z - t)^2, of the teacher's logits t.
     - `cosine`: 1 - cos(z, t) (Shang et al., "GIFT: Unlocking Full Potential of Labels in Distilled Dataset at
-      Near-zero Cost", ICLR 2025).
+      Near-zero Cost", ICLR 2025, without their share of a tenth of the smoothed hard label in t: mixed views have no
+      class of their own).
 
     Args:
         logits: float32 (K, B, C).

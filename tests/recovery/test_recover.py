@@ -20,7 +20,7 @@ from distill.contracts import Context, Preprocessing
 from distill.errors import InputError, NonFiniteError
 from distill.models import build, model_config
 from distill.recovery import recover as module
-from distill.recovery.initial import Initial
+from distill.recovery.initial import Initial, noise
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Group, Recovery, groups_of, recover, refuse_sizes
 from distill.recovery.statistics import FIRST_LAYER
@@ -108,6 +108,53 @@ def test_groups_together_are_groups_alone(make_context: MakeContext, batch: int)
     assert (got - want).abs().max() <= 2
     assert ((got - want) != 0).double().mean() < 0.01
     assert (got - (begin() * 0.3 + 0.4).mul(255).round().clamp(0, 255).int()).abs().max() > 20
+
+
+@pytest.mark.parametrize("voters", ["all", "turns"])
+def test_groups_of_different_voters_are_learned_together(make_context: MakeContext, voters: Any) -> None:
+    config = Recovery(iterations=6, augment="crop", lr=0.1, voters=voters)
+    pairs = [((0, 0.7), (1, 0.3)), ((1, 0.6), (2, 0.4)), ((0, 0.2), (2, 0.8))]
+    judges = [judge(number) for number in range(3)]
+    groups = groups_of(LABELS.tolist(), lambda number: pairs[number], classwise=False)
+    assert len(module._shards(groups, 500)) == 1 and len(module._shards(groups, 3)) == 3
+    together = run(make_context(), config, groups, judges=judges).int()
+    alone = run(make_context(), config.model_copy(update={"batch": 3}), groups, judges=judges).int()
+    assert (together - alone).abs().max() <= 2
+    others = groups_of(LABELS.tolist(), lambda number: pairs[0], classwise=False)
+    assert (run(make_context(), config, others, judges=judges).int() - together).abs().max() > 2
+
+
+def test_the_teacher_that_broke_first_is_named(make_context: MakeContext) -> None:
+    """Also where it judges in steps of its own, and poisons what the others see."""
+    broken = network(2)
+    broken.state["classifier.bias"].fill_(float("nan"))
+    odd = Judge(broken, "the odd", preprocessing=PLAIN, device=CPU, statistics=0.1)
+    config = Recovery(iterations=9, augment="none", voters="turns")
+    groups = groups_of(LABELS.tolist(), lambda _: ((0, 0.4), (1, 0.3), (2, 0.3)), classwise=False)
+    with pytest.raises(NonFiniteError, match="the teacher the odd gave NaN"):
+        run(make_context(), config, groups, judges=[judge(0), judge(1), odd])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"iterations": 2, "segments": 3}, "above iterations"),
+        ({"iterations": 2, "sizes": (8, 12)}, "would never be used"),
+        ({"iterations": 2, "residual": 0.5}, "belongs to the second segment"),
+    ],
+)
+def test_options_without_effect_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recovery(**options)
+
+
+def test_noise_of_an_image_depends_on_nothing_but_its_number() -> None:
+    begins = noise((3, 8, 8), seed=5, device=CPU)
+    all_of_them = begins.rows(torch.arange(50))
+    assert torch.equal(begins.rows(torch.tensor([7, 31])), all_of_them[[7, 31]])
+    assert abs(float(all_of_them.mean())) < 0.05 and abs(float(all_of_them.std()) - 1) < 0.05
+    assert torch.isfinite(noise((1, 64, 64), seed=0, device=CPU).rows(torch.arange(200))).all()
+    assert not torch.equal(noise((3, 8, 8), seed=6, device=CPU).rows(torch.arange(50)), all_of_them)
 
 
 def test_groups_are_numbers_or_classes() -> None:

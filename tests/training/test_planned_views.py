@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distill.augment import apply_mix, apply_views, draw_mix, draw_views
 from distill.randomness import counter_permutation, derive_seed
-from distill.training.batches import Batches, DeviceImages, PlannedViews
+from distill.training.batches import Batch, Batches, DeviceImages, PlannedViews
 from distill.training.config import TrainConfig
 from distill.training.job import Job, Pool, ViewLabels, ViewPlan
 
@@ -139,3 +139,31 @@ def test_micro_batches_add_up_to_the_batch(make_job: MakeJob, digits: Pool) -> N
 def test_more_parts_than_a_batch_has_images_are_refused() -> None:
     with pytest.raises(ValueError, match="micro_batches 9 is above batch_size 8"):
         TrainConfig(batch_size=8, micro_batches=9)
+
+
+def test_batches_in_any_order_are_those_in_order(digits: Pool) -> None:
+    plan = replace(PLAN, augment="resized_crop", mix="selfmix")
+    pool = Pool(digits.images[:SAMPLES], digits.targets[:SAMPLES], digits.preprocessing)
+    one, other = (PlannedViews(plan, DeviceImages(pool, CPU), scattered=each) for each in (False, True))
+    for epoch, start in ((3, 8), (0, 24), (3, 8), (1, 0)):
+        for ours, theirs in zip(one.batch(epoch, start), other.batch(epoch, start), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_parts_of_a_batch_add_up_to_it() -> None:
+    """Also where samples have weights, and where there are fewer samples than parts."""
+    generator = torch.Generator().manual_seed(0)
+    for count, size in ((4, 10), (3, 7), (5, 3)):
+        losses = torch.rand(1, size, generator=generator)
+        for weights in (None, (torch.rand(1, size, generator=generator) > 0.4).float()):
+            batch = Batch(torch.zeros(1, size, 1), losses, torch.arange(size)[None], weights)
+            parts = batch.parts(count)
+            sizes = [part.index.shape[1] for part in parts]
+            assert sum(sizes) == size and max(sizes) - min(sizes) <= 1 and len(parts) == min(count, size)
+            total = 0.0
+            for part in parts:
+                w = torch.ones_like(part.targets) if part.weights is None else part.weights
+                mean = (part.targets * w).sum() / w.sum().clamp(min=1e-12)
+                total = total + mean * part.share(batch)
+            w = torch.ones_like(losses) if weights is None else weights
+            torch.testing.assert_close(torch.as_tensor(total).view(()), (losses * w).sum() / w.sum())
