@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import distill
-from distill.contracts import Context, DistilledSet, SoftLabels, Source
-from distill.errors import DamagedDataError, DistillError, InputError
+from distill.contracts import Context, DistilledSet, Preprocessing, SoftLabels, Source
+from distill.errors import DamagedDataError, DistillError, InputError, NonFiniteError
+from distill.evaluation.controls import build_arms
 from distill.labels import relabel as relabel_module
 from distill.labels.codecs import KEPT, VIEWS, CodecConfig, probabilities
+from distill.labels.ensemble import Ensemble
 from distill.labels.labelling import view_labels, with_labels
 from distill.labels.pool import PoolTeacher, moved_classes, open_pool, refuse_other_order
 from distill.labels.relabel import Relabelling
@@ -325,3 +327,88 @@ def test_two_classes_that_are_hard_to_tell_are_not_moved() -> None:
     counts = np.diag([90, 90, 35, 60])
     counts[2, 3], counts[3, 2], counts[0, 1], counts[1, 0] = 55, 30, 10, 10
     assert moved_classes(counts) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "where"),
+    [
+        ({}, {"batch_size": 6}, "train.batch_size"),
+        ({}, {"augment": "none"}, "train.augment"),
+        ({}, {"mix": "none"}, "train.mix"),
+        ({}, {"mix_alpha": 0.5}, "train.mix_alpha"),
+        ({}, {"crop_scale": 0.9}, "train.crop_scale"),
+        ({"batch_norm": "batch"}, {"micro_batches": 1}, "train.micro_batches"),
+        ({"codec": CodecConfig(name="topk", k=2)}, {"temperature": 1.0}, "train.temperature"),
+        ({"codec": CodecConfig(name="marginal_renormalised", k=2)}, {"loss": "mse"}, "train.loss"),
+    ],
+)
+@pytest.mark.parametrize("arm", ["set", "random_soft"])
+def test_students_that_would_see_something_else_are_refused(
+    arm: str,
+    options: dict[str, Any],
+    change: dict[str, Any],
+    where: str,
+    source: Source,
+    make_context: MakeContext,
+) -> None:
+    ctx = make_context(**TRAIN)
+    made = labelled(ctx, source, **options)
+    asked: dict[str, Any] = {"regimes": ("soft",), "against": (), "full_epochs": None, "seed": 0, "seeds": 2}
+    if arm == "random_soft":
+        asked = {**asked, "regimes": ("hard",), "against": ("random_soft",)}
+    views, label = view_labels(ctx, source, made), set_teachers(ctx, source, made).label
+    found = build_arms(made, source, views=views, labelled=label, **asked)
+    assert [each.name for each in found][-1] == arm.split("_")[0]
+    changed = replace(made, train=made.train.model_copy(update=change))
+    with pytest.raises(InputError) as caught:
+        build_arms(changed, source, views=views, labelled=label, **asked)
+    assert caught.value.where == where and caught.value.fix
+
+
+def test_a_full_codecs_labels_serve_other_temperatures_and_parts(
+    source: Source, make_context: MakeContext
+) -> None:
+    ctx = make_context(**TRAIN)
+    made = labelled(ctx, source)
+    changed = replace(
+        made, train=made.train.model_copy(update={"temperature": 1.0, "micro_batches": 1, "loss": "mse"})
+    )
+    views = view_labels(ctx, source, made)
+    asked: dict[str, Any] = {"regimes": ("soft",), "against": (), "full_epochs": None, "seed": 0, "seeds": 2}
+    assert len(build_arms(changed, source, views=views, **asked)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identities": []},
+        {"teachers": []},
+        {"weights": [0.5]},
+        {"weights": [5.0, -4.0]},
+        {"weights": [0.5, 0.6]},
+        {"micro_batches": 0},
+        {"temperature": 0.0},
+    ],
+    ids=str,
+)
+def test_teachers_that_strangers_tell_of_are_checked(
+    change: dict[str, Any], source: Source, make_context: MakeContext
+) -> None:
+    ctx = make_context(**TRAIN)
+    made = labelled(ctx, source, labels="online")
+    assert made.soft is not None
+    told = replace(made, soft=replace(made.soft, attributes={**made.soft.attributes, **change}))
+    with pytest.raises(DamagedDataError, match="does not say who labels it"):
+        set_teachers(ctx, source, told)
+
+
+@pytest.mark.parametrize("value", [7e4, float("nan")])
+def test_logits_that_no_codec_holds_name_the_teacher(
+    value: float, source: Source, make_context: MakeContext
+) -> None:
+    networks = open_pool(make_context(**TRAIN), source, TEACHERS)
+    networks[1].state["classifier.bias"][0] = value
+    behind = Preprocessing(source.mean, source.std)
+    ensemble = Ensemble(tuple(networks), (0.5, 0.5), 4.0, behind)
+    with pytest.raises(NonFiniteError, match="the teacher convnet-w6-batch gave"):
+        ensemble.on(CPU).logits(torch.zeros(2, *source.image_shape))
