@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,13 +87,15 @@ def _save(path: Path, values: np.ndarray) -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles an object without its arrays, which `name` gives files."""
+    """Pickles an object without its arrays, which `name` gives files; labels that a set's file holds stay there."""
 
     def __init__(self, file: IO[bytes], name: Callable[[np.ndarray], str]) -> None:
         super().__init__(file)
         self.name = name
 
-    def persistent_id(self, value: object) -> tuple[str, str] | None:
+    def persistent_id(self, value: object) -> tuple[str, object] | None:
+        if isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap):  # of a file, and all of it
+            return "mapped", (str(value.filename), value.offset, value.dtype.str, value.shape)
         if isinstance(value, np.ndarray) and value.dtype != object:
             return "array", self.name(np.asarray(value))
         if isinstance(value, Tensor):
@@ -101,8 +104,11 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, known: tuple[str, str]) -> object:
+    def persistent_load(self, known: tuple[str, Any]) -> object:
         kind, path = known
+        if kind == "mapped":
+            name, offset, dtype, shape = path
+            return np.memmap(name, mode="r", dtype=dtype, shape=shape, offset=offset)
         values = np.load(path, mmap_mode="c")
         return torch.from_numpy(values) if kind == "tensor" else values
 

@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from distill.contracts import SoftLabels
 from distill.errors import InputError
+from distill.labels.view_labels import StoredLabels, plan_attributes
 from distill.training import pool_files as pool_files_module
-from distill.training.job import Pool
+from distill.training.job import Pool, ViewPlan
 from distill.training.pool_files import PoolFiles, load_pool
 
 
@@ -60,3 +63,25 @@ def test_a_full_disk_is_told(tmp_path: Path, digits: Pool, monkeypatch: pytest.M
     monkeypatch.setattr(pool_files_module.np, "save", full)
     with pytest.raises(InputError, match="the disk is full"):
         PoolFiles(tmp_path).paths(digits)
+
+
+def test_mapped_labels_are_not_copied(tmp_path: Path, digits: Pool) -> None:
+    """They stay in the set's file, at their place; a part of them is an array like any other."""
+    path = tmp_path / "set"
+    whole = np.arange(4 * len(digits) * 10, dtype="<f2").reshape(4, len(digits), 10)
+    path.write_bytes(b"head" * 2 + whole.tobytes())
+    mapped = np.memmap(path, mode="r", dtype="<f2", shape=whole.shape, offset=8)
+    (tmp_path / "files").mkdir()
+    plan = ViewPlan(0, 4, 8, augment="none", crop_scale=1.0, mix="none", mix_alpha=1.0)
+    attributes = {"teacher": "t", "temperature": 1.0, "views": plan_attributes(plan)}
+    for arrays in (mapped, mapped[1:3]):
+        labels = StoredLabels(SoftLabels("full", {"logits": arrays}, attributes))
+        paths = PoolFiles(tmp_path / "files").paths(replace(digits, views=labels))
+        written = sum(each.stat().st_size for each in (tmp_path / "files").iterdir())
+        kept = digits.images.nbytes + digits.targets.nbytes
+        assert (written < kept + 5000) == (arrays is mapped)
+        views = load_pool(paths).views
+        assert isinstance(views, StoredLabels)
+        np.testing.assert_array_equal(views.soft.arrays["logits"], np.asarray(arrays))
+        for each in (tmp_path / "files").iterdir():
+            each.unlink()
