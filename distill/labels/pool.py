@@ -146,9 +146,10 @@ def moved_classes(counts: np.ndarray) -> list[tuple[int, int]]:
 
     Of the assignment of outputs to classes that explains most, those pairs of class y and output o count that are no
     confusion of a weak network: y's images are said to be o twice as often as y's are said to be y, or o's to be o;
-    they are a quarter of what is said to be o; and three standard deviations more than chance. Where they are fewer
-    than three and a tenth of all classes, they must be a permutation among themselves. Where there are fewer than five
-    images a class, all of the assignment counts, if it explains half of the images more than the order as it is.
+    they are a quarter of what is said to be o; and they are all of y's, or three standard deviations more than chance.
+    Where such pairs are fewer than three and a tenth of all classes, they must be a permutation among themselves. Where
+    there are fewer than five images a class, all of the assignment counts, if it explains half of the images more than
+    the order as it is.
 
     Args:
         counts: how often images of a class (row) are taken for another (column), int64 (C, C).
@@ -168,7 +169,8 @@ def moved_classes(counts: np.ndarray) -> list[tuple[int, int]]:
         expected = images[row] * chance
         deviation = max(float(expected * (1 - chance)) ** 0.5, 1.0)
         others = max(int(counts[row, row]), int(counts[column, column]))
-        clear = seen > 2 * others and 4 * seen > said[column] and seen > expected + _CHANCE * deviation
+        many = seen == images[row] or seen > expected + _CHANCE * deviation
+        clear = seen > 2 * others and 4 * seen > said[column] and many
         if clear:
             found[row] = column
     if len(found) >= max(3, len(counts) / 10):

@@ -323,6 +323,11 @@ def test_networks_that_know_nothing_have_no_order(seed: int) -> None:
     assert moved_classes(collapsed) == []
 
 
+@pytest.mark.parametrize("images", range(1, 12))
+def test_a_complete_swap_shows_in_any_number_of_images(images: int) -> None:
+    assert moved_classes(np.array([[0, images], [images, 0]])) == [(0, 1), (1, 0)]
+
+
 def test_two_classes_that_are_hard_to_tell_are_not_moved() -> None:
     counts = np.diag([90, 90, 35, 60])
     counts[2, 3], counts[3, 2], counts[0, 1], counts[1, 0] = 55, 30, 10, 10
