@@ -198,6 +198,10 @@ class _Shard:
         self.labels, self.rows = labels.to(ctx.device), rows.to(ctx.device)
         self.judges = judges
         self.voters = [group.voters for group in groups]
+        rounds = 1
+        if config.voters == "turns" and config.iterations:
+            rounds = math.lcm(*(len(voters) for voters in self.voters))
+        self.turns = [self._turn(step) for step in range(rounds)]
         self.seed = ctx.derive("recovery views")
         # Of each judge, the first step in which its losses were NaN or infinite.
         self.broken = torch.full((len(judges),), torch.inf, device=ctx.device)
@@ -257,7 +261,7 @@ class _Shard:
         seen = apply_views(images, views)
         looked_at = seen.detach().requires_grad_()
         total = torch.zeros(len(self.voters), device=images.device)
-        for number, groups, weights in self._turn(step):
+        for number, groups, weights in self.turns[step % len(self.turns)]:
             losses = weights * self._judged(number, looked_at, groups)
             losses.sum().backward()  # one judge at a time: no more than its activations are kept
             losses = losses.detach()
@@ -272,7 +276,7 @@ class _Shard:
         """Who judges in a step: the judge's number, its groups, int64 (n,), and their weights (n,)."""
         found: dict[int, list[tuple[int, float]]] = {}
         for group, voters in enumerate(self.voters):
-            if self.config.voters == "turns":
+            if self.config.voters == "turns" and voters:
                 voters = ((voters[step % len(voters)][0], 1.0),)
             for number, weight in voters:
                 found.setdefault(number, []).append((group, weight))
