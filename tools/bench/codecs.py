@@ -2,7 +2,7 @@
 
     python tools/bench/codecs.py SET.H5 [--seeds 5] [KEY=VALUE ...]
 
-SET.H5 is a set with labels of views by codec `full`. Its logits are stored again by every other codec, and as fewer
+SET.H5 is a set with labels of views by codec `full`. Its logits are stored again by other codecs, and as fewer
 passes, from which students draw; nothing else changes, neither images nor views nor seeds. KEY=VALUE are overrides of
 the set's recipe, such as data.folder=FOLDER. Labels `online` are those of `full` (tests/labels/test_labelling.py).
 
@@ -48,12 +48,9 @@ class Store:
 
 STORES = (
     Store(CodecConfig()),
-    Store(CodecConfig(name="quantised", bits=8)),
     Store(CodecConfig(name="quantised", bits=4)),
     Store(CodecConfig(name="topk", k=3)),
     Store(CodecConfig(name="topk", k=1)),
-    Store(CodecConfig(name="marginal_smoothing", k=3)),
-    Store(CodecConfig(name="marginal_renormalised", k=3)),
     Store(CodecConfig(), share=10),
     Store(CodecConfig(), share=40),
     Store(CodecConfig(name="quantised", bits=4), share=20),
