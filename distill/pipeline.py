@@ -22,6 +22,7 @@ from distill.data import open_source
 from distill.dry_run import dry_run as plan_text
 from distill.environment import code_revision, device_name, machine, versions
 from distill.errors import DamagedDataError, InputError
+from distill.evaluation.controls import check_labels
 from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import Evaluation, SetBytes, from_report
@@ -411,6 +412,7 @@ def _evaluate(
     with shop.costs.stage("evaluate"):
         # Labelling has nothing of its own to keep: teachers are the cache's.
         ctx = shop.context(shop.cache.folder)
+        check_labels(distilled, asked.regimes, asked.against)
         soft = asked.regimes is None or set(asked.regimes) != {"hard"}
         views = view_labels(ctx, source.without_test(), distilled) if soft else None
         teachers = None

@@ -53,7 +53,7 @@ from distill.selection import Distiller, ImagesConfig, images_before
 from distill.training.config import Positive, Share, TrainConfig
 
 Count = Annotated[int, Field(ge=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 _CROPS = ("easiest", "middle")
 
 
@@ -76,7 +76,7 @@ class Committee(Distiller):
         drawn: Count = 2
         voting: Voting = "prior"
         voting_temperature: Positive = 5.0
-        priors: Literal["measured", "valid"] | tuple[Finite, ...] = "measured"
+        priors: Literal["measured", "valid"] | tuple[Percent, ...] = "measured"
         prior: PriorConfig = PriorConfig()
         init: Literal["noise", "real", "easiest", "middle"] = "middle"
         factor: Count = 1

@@ -104,6 +104,14 @@ def build_arms(
     return arms
 
 
+def check_labels(distilled: DistilledSet, regimes: tuple[str, ...] | None, against: tuple[str, ...]) -> None:
+    """Raise InputError where students cannot learn from the set's labels as they are asked to; costs nothing."""
+    plan = None if distilled.soft is None else plan_of(distilled.soft)
+    asked = _regimes(distilled, regimes)
+    if plan is not None and (set(asked) != {"hard"} or "random_soft" in against):
+        _refuse_other_views(distilled, plan)
+
+
 def _refuse_other_classes(distilled: DistilledSet, source: Source) -> None:
     if distilled.classes != source.classes:
         names = (map(quoted, classes) for classes in (distilled.classes, source.classes))

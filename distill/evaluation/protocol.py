@@ -189,6 +189,11 @@ def _result(arm: Arm, student: Strict, seeds: int, ledger: Ledger) -> ArmResult:
     )
 
 
+def _alike(ours: ArmResult, control: ArmResult) -> bool:
+    """Whether a difference tells something: hard labels of the set against soft ones of a control mix two effects."""
+    return ours.regime != "hard" or control.regime == "hard"
+
+
 def paired_differences(results: Sequence[ArmResult]) -> list[PairedDifference]:
     """For each student: the set (soft labels first) against every control, then its regimes against each other."""
     pairs = []
@@ -196,6 +201,6 @@ def paired_differences(results: Sequence[ArmResult]) -> list[PairedDifference]:
         own = [r for r in results if r.student == student]
         ours = sorted((r for r in own if r.arm == "set"), key=lambda r: r.regime, reverse=True)
         controls = [r for r in own if r.arm != "set"]
-        pairs += [PairedDifference.between(a, b) for b in controls for a in ours]
+        pairs += [PairedDifference.between(a, b) for b in controls for a in ours if _alike(a, b)]
         pairs += [PairedDifference.between(ours[0], b) for b in ours[1:]]
     return pairs

@@ -144,21 +144,28 @@ def probabilities(soft: SoftLabels, *, passes: int | None = None) -> Tensor:
     """float32 (N, C): softmax(logits / stored temperature), the mean over the V label sets, or the first `passes`.
 
     Labels of views lie in the order in which students see them; here each image has its own. Under mixing a view's
-    label tells of two images, and so does the mean.
+    label tells of two images, and so does the mean. Views that calibration drops do not count, but for images that have
+    no other.
     """
     any_array = next(array for name, array in soft.arrays.items() if name != KEPT)
     images = any_array.shape[1]
     plan = soft.attributes.get(VIEWS)
     count = min(len(any_array), passes or len(any_array))
+    kept = soft.arrays.get(KEPT)
     total: Tensor | None = None
+    weights = torch.zeros(images, 1)
+    every: Tensor | None = None
     for view in range(count):
         found = (decode_rows(soft, view, slice(None)) / soft.attributes["temperature"]).softmax(dim=1)
-        if total is None:
-            total = torch.zeros_like(found)
+        if total is None or every is None:
+            total, every = torch.zeros_like(found), torch.zeros_like(found)
         rows = torch.arange(images) if plan is None else pass_order(plan["seed"], view, images)
-        total[rows] += found
-    assert total is not None, "a label set"
-    return total / count
+        weight = torch.ones(images, 1) if kept is None else torch.from_numpy(kept[view].astype("f4"))[:, None]
+        total[rows] += weight * found
+        weights[rows] += weight
+        every[rows] += found
+    assert total is not None and every is not None, "a label set"
+    return torch.where(weights > 0, total / weights.clamp(min=1), every / count)
 
 
 def is_stored(soft: SoftLabels | None) -> bool:

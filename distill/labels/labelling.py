@@ -11,7 +11,7 @@ from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.labels.codecs import ONLINE, VIEWS
 from distill.labels.ensemble import Ensemble
 from distill.labels.pool import PoolTeacher
-from distill.labels.relabel import Relabelling, relabel
+from distill.labels.relabel import Relabelling, kept_of_first_pass, relabel, tell_kept
 from distill.labels.set_teachers import set_teachers, told
 from distill.labels.view_labels import OnlineLabels, StoredLabels, plan_attributes, plan_of
 from distill.training.job import ViewLabels
@@ -56,6 +56,8 @@ def with_labels(
     if how.labels == "stored":
         soft = relabel(ctx, plain, labels, codec=how.codec, attributes=facts)
     else:
+        if how.calibration is not None:
+            tell_kept(ctx, kept_of_first_pass(ctx, plain, labels))
         soft = SoftLabels(ONLINE, {}, {**facts, VIEWS: plan_attributes(plan)})
     return replace(plain, soft=soft, train=train)
 

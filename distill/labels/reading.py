@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,13 +16,19 @@ from distill.training.batches import DeviceImages, PlannedBatches
 from distill.training.job import Pool
 
 
+class HoldsSet(Protocol):
+    """What `distill.load` gives."""
+
+    set: DistilledSet
+
+
 def views(
-    distilled: DistilledSet, epoch: int, *, device: str | torch.device = "cpu"
+    distilled: DistilledSet | HoldsSet, epoch: int, *, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch as students of a set see them: views made again, with their own labels.
 
     Args:
-        distilled: the set, such as `distill.load("set.h5").set`.
+        distilled: the set, or `distill.load("set.h5")`.
         epoch: from 0; the train recipe's `epochs` of them make a training.
         device: where.
 
@@ -32,12 +39,14 @@ def views(
     Raises:
         InputError: the set stores no labels of views, or no such epoch.
     """
+    distilled = distilled if isinstance(distilled, DistilledSet) else distilled.set
     soft, train = distilled.soft, distilled.train
     if soft is None or plan_of(soft) is None or not codecs.is_stored(soft):
         raise InputError(
             "the set stores no labels of views",
             found="no soft labels" if soft is None else f"labels by codec {soft.codec}",
-            fix="make it with relabel (committee) or views (soft_label), and labels: stored",
+            fix="make it with relabel (committee) or views (soft_label), and labels: stored; students of online labels "
+            "are trained by `distill evaluate`",
         )
     if not 0 <= epoch < train.epochs:
         raise InputError("no such epoch", found=str(epoch), allowed=f"0 to {train.epochs - 1}")

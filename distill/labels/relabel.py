@@ -32,6 +32,7 @@ from distill.training.config import LOGIT_LOSSES, Strict, TrainConfig
 from distill.training.job import Pool, ViewPlan
 
 _SAVE_SECONDS = 20.0
+_FEW_KEPT = 0.2  # share of views below which calibration is warned of
 
 
 class Relabelling(Strict):
@@ -184,8 +185,33 @@ def relabel(
                 store.save(epoch + 1)
                 saved = time.monotonic()
     store.save(labels.plan.epochs)
+    if labels.calibration is not None:
+        tell_kept(ctx, float(store.arrays()[KEPT].mean()))
     options = {**codec.options, "classes": len(plain.classes)} if codec.options else {}
     return SoftLabels(codec.name, store.arrays(), {**facts, **options})
+
+
+def tell_kept(ctx: Context, share: float) -> None:
+    """Say which share of the views calibration keeps.
+
+    Raises:
+        InputError: none.
+    """
+    fix = "widen hopeless and trivial, train the teachers longer or shorter, or leave calibration out"
+    if share == 0:
+        raise InputError("calibration drops every view", where="calibration", found="0% kept", fix=fix)
+    text = f"calibration keeps {share:.1%} of the views"
+    if share < _FEW_KEPT:
+        ctx.progress.warn(f"{text}: {fix}", kept=share)
+    else:
+        ctx.progress.note(text, kept=share)
+
+
+def kept_of_first_pass(ctx: Context, plain: DistilledSet, labels: OnlineLabels) -> float:
+    """The share of views that calibration keeps, by one pass."""
+    images = DeviceImages(Pool(plain.images, plain.labels, plain.preprocessing), ctx.device)
+    _, kept = _pass(labels.on(ctx.device), PlannedViews(labels.plan, images), 0)
+    return 1.0 if kept is None else float(kept.mean())
 
 
 def _pass(labels: OnlineLabels, views: PlannedViews, epoch: int) -> tuple[Tensor, Tensor | None]:

@@ -137,6 +137,14 @@ def set_teachers(ctx: Context, source: Source, distilled: DistilledSet) -> SetTe
             fix="leave random_soft out of evaluate.against, or label the set by soft_label or committee",
         )
     asked = checked(_Told, dict(soft.attributes), what="the set does not say who labels it")
+    made = (distilled.provenance.get("source") or {}).get("train_fingerprint", source.train.fingerprint)
+    if made != source.train.fingerprint:
+        raise InputError(
+            "these are not the training data that the set was made from, so that its teachers cannot be had",
+            found=f"data of sha256 {source.train.fingerprint[:12]}",
+            allowed=made[:12],
+            fix="evaluate on the set's own data; without its teachers, in other regimes and without random_soft",
+        )
     networks = open_pool(ctx, source, asked.teachers)
     for network, identity in zip(networks, asked.identities, strict=True):
         if identity_of(network) != identity:

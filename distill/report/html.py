@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.evaluation.results import Evaluation
 from distill.report.images import fitting_scale, grid_png, thumbnails
-from distill.report.plot import accuracy_plot
+from distill.report.plot import accuracy_plot, labelled_control
 from distill.report.quantities import percent, size
 from distill.report.style import CSS
 from distill.report.tables import Table, accuracy_table, cost_table, paired_table
@@ -79,6 +79,12 @@ def render(
     )
 
 
+_OF_TEACHERS = (
+    "The random arm that has no hard labels is labelled by the set's own teachers, as the set is: what is left of the "
+    "difference to it, the images make."
+)
+
+
 def _section(heading: str, *content: str) -> str:
     return f"<section><h2>{escape(heading)}</h2>{''.join(content)}</section>"
 
@@ -97,6 +103,7 @@ def _accuracy(evaluation: Evaluation) -> str:
         _quiet(
             "Large marks are means, bars 95% intervals (Student's t), small ticks single seeds; last epoch."
         ),
+        _quiet(_OF_TEACHERS) if any(labelled_control(each) for each in evaluation.results) else "",
         _table(table),
     )
 

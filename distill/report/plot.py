@@ -85,7 +85,7 @@ def _axis(x: Scale, low: float, high: float, step: float, bottom: float) -> list
 def _row(result: ArmResult, x: Scale, y: float) -> list[str]:
     mean = x(result.accuracy_mean)
     tip = f"{_label(result)}: {', '.join(percent(value) for value in result.accuracies)}"
-    kind = result.arm if result.arm in _MARKS else "other"
+    kind = result.arm if result.arm in _MARKS and not labelled_control(result) else "other"
     parts = [f'<g class="arm-{kind}"><title>{escape(tip)}</title>']
     parts.append(f'<text class="arm" x="16" y="{y + 4.5:.1f}">{escape(_shortened(_label(result)))}</text>')
     if result.accuracy_ci95 is not None:
@@ -95,7 +95,7 @@ def _row(result: ArmResult, x: Scale, y: float) -> list[str]:
         f'<line class="seed" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{y - 9}" y2="{y + 9}"/>'
         for value in result.accuracies
     ]
-    parts.append(_marker(_MARKS.get(result.arm, "triangle"), mean, y))
+    parts.append(_marker("triangle" if kind == "other" else _MARKS[result.arm], mean, y))
     number = with_interval(result.accuracy_mean, result.accuracy_ci95)
     parts.append(f'<text class="number" x="{WIDTH}" y="{y + 4.5:.1f}">{number}</text></g>')
     return parts
@@ -109,6 +109,11 @@ def _marker(shape: str, x: float, y: float) -> str:
     corners = {"diamond": ((0, -7.5), (7.5, 0), (0, 7.5), (-7.5, 0)), "triangle": ((0, -7), (7, 6), (-7, 6))}
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners[shape])
     return f'<polygon class="mark" points="{points}"/>'
+
+
+def labelled_control(result: ArmResult) -> bool:
+    """Whether it is `random_soft`: real images with the labels of the set's own teachers."""
+    return result.arm == "random" and result.regime != "hard"
 
 
 def _label(result: ArmResult) -> str:

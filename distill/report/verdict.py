@@ -54,7 +54,8 @@ def _amount(images: int, classes: int) -> str:
 
 
 def _relation(pair: PairedDifference) -> str:
-    control = f"as many random real images with {pair.regime_b} labels"
+    whose = "hard labels" if pair.regime_b == "hard" else "labels of the same teachers"
+    control = f"as many random real images with {whose}"
     if len(pair.differences) == 1:
         return f", one seed only, where {control} reach"
     if pair.identical and pair.difference_mean:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 import distill
 from distill.contracts import Context, DistilledSet, Preprocessing, SoftLabels, Source
 from distill.errors import DamagedDataError, DistillError, InputError, NonFiniteError
-from distill.evaluation.controls import build_arms
+from distill.evaluation.controls import build_arms, check_labels
 from distill.labels import relabel as relabel_module
-from distill.labels.codecs import KEPT, VIEWS, CodecConfig, probabilities
+from distill.labels.codecs import KEPT, VIEWS, CodecConfig, encode, probabilities
 from distill.labels.ensemble import Ensemble
 from distill.labels.labelling import view_labels, with_labels
 from distill.labels.pool import PoolTeacher, moved_classes, open_pool, refuse_other_order
@@ -95,7 +96,7 @@ def test_a_users_own_loop_sees_what_students_see(
     )
     students = Batches([job], CPU)
     for epoch in range(made.train.epochs):
-        pairs = zip(distill.views(dataset.set, epoch), students.epoch(epoch), strict=True)
+        pairs = zip(distill.views(dataset, epoch), students.epoch(epoch), strict=True)
         for (images, targets), theirs in pairs:
             assert torch.equal(images, theirs.images[0]) and torch.equal(targets, theirs.targets[0])
             assert targets.sum(dim=1).allclose(torch.ones(len(targets)))
@@ -417,3 +418,52 @@ def test_logits_that_no_codec_holds_name_the_teacher(
     ensemble = Ensemble(tuple(networks), (0.5, 0.5), 4.0, behind)
     with pytest.raises(NonFiniteError, match="the teacher convnet-w6-batch gave"):
         ensemble.on(CPU).logits(torch.zeros(2, *source.image_shape))
+
+
+@pytest.mark.parametrize("labels", ["stored", "online"])
+def test_calibration_tells_what_it_keeps(labels: str, source: Source, make_context: MakeContext) -> None:
+    train = {**TRAIN, "mix": "none"}
+    nothing = {"calibration": {"hopeless": 1.0, "uncertain": 1.0, "trivial": 1.0}}
+    with pytest.raises(InputError, match="calibration drops every view"):
+        labelled(make_context(**train), source, labels=labels, **nothing)
+    told: list[str] = []
+    ctx = make_context(**train)
+    ctx = replace(ctx, progress=SimpleNamespace(
+        task=ctx.progress.task, record=ctx.progress.record, warn=ctx.progress.warn,
+        note=lambda text, **facts: told.append(text),
+    ))  # fmt: skip
+    labelled(ctx, source, labels=labels, calibration={"hopeless": 0.1, "uncertain": 0.38, "trivial": 1.0})
+    assert "calibration keeps 100.0% of the views" in told
+
+
+def test_dropped_views_do_not_count_in_an_images_label() -> None:
+    logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]], [[0.0, 4.0], [4.0, 0.0]]])
+    soft = encode(logits, codec="full", temperature=1.0, teacher="t")
+    kept = np.array([[1, 0], [0, 0]], dtype=np.uint8)
+    found = probabilities(replace(soft, arrays={**soft.arrays, KEPT: kept}))
+    torch.testing.assert_close(found[0], logits[0, 0].softmax(dim=0))
+    torch.testing.assert_close(found[1], torch.tensor([0.5, 0.5]))  # it has no other
+
+
+def test_teachers_of_other_data_are_refused_before_they_are_trained(
+    source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = make_context(**TRAIN)
+    made = labelled(ctx, source, labels="online")
+    other = replace(made, provenance={"source": {"train_fingerprint": "f" * 64}})
+    monkeypatch.setattr("distill.labels.set_teachers.open_pool", lambda *a: pytest.fail("trained"))
+    with pytest.raises(InputError, match="not the training data that the set was made from"):
+        set_teachers(ctx, source, other)
+
+
+def test_labels_that_do_not_fit_are_refused_without_teachers(
+    source: Source, make_context: MakeContext
+) -> None:
+    made = labelled(make_context(**TRAIN), source, labels="online")
+    changed = replace(made, train=made.train.model_copy(update={"augment": "none"}))
+    check_labels(made, None, ("random_soft",))
+    check_labels(changed, ("hard",), ("random",))
+    for regimes, against in ((None, ()), (("hard",), ("random_soft",))):
+        with pytest.raises(InputError) as caught:
+            check_labels(changed, regimes, against)
+        assert caught.value.where == "train.augment"
