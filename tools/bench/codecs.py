@@ -35,7 +35,7 @@ from distill.training.engine import Engine
 
 @dataclass(frozen=True)
 class Store:
-    """A way to store labels: the codec, and one of how many passes is kept."""
+    """A way to store labels: the codec, and which part of the passes is kept, 1 / `share`."""
 
     codec: CodecConfig
     share: int = 1
@@ -43,7 +43,9 @@ class Store:
     @property
     def name(self) -> str:
         options = "".join(f", {name} = {value}" for name, value in self.codec.options.items())
-        return f"`{self.codec.name}`{options}" + (f", every {self.share}th pass" if self.share > 1 else "")
+        return f"`{self.codec.name}`{options}" + (
+            f", 1 / {self.share} of the passes" if self.share > 1 else ""
+        )
 
 
 STORES = (
