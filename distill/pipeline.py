@@ -414,10 +414,10 @@ def _evaluate(
         ctx = shop.context(shop.cache.folder)
         check_labels(distilled, asked.regimes, asked.against)
         soft = asked.regimes is None or set(asked.regimes) != {"hard"}
-        views = view_labels(ctx, source.without_test(), distilled) if soft else None
         teachers = None
         if "random_soft" in asked.against:
             teachers = set_teachers(ctx, source.without_test(), distilled)
+        views = view_labels(ctx, source.without_test(), distilled, teachers=teachers) if soft else None
         results, paired = compare(
             distilled,
             source,

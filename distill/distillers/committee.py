@@ -41,7 +41,7 @@ from distill.contracts import (
 from distill.distillers.committee_priors import PriorConfig, measure_priors, prior_passes, prior_trainings
 from distill.errors import InputError
 from distill.files import write_bytes_atomically
-from distill.labels.ensemble import Ensemble, refuse_without_batch_norm
+from distill.labels.ensemble import Ensemble, names_of, refuse_without_batch_norm
 from distill.labels.labelling import with_labels
 from distill.labels.pool import PoolTeacher, estimated, open_pool, outlines
 from distill.labels.relabel import Relabelling, placed
@@ -174,8 +174,7 @@ class Committee(Distiller):
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         asked = self.config
         networks = open_pool(ctx, source, asked.teachers)
-        preprocessing = Preprocessing(source.mean, source.std)
-        names = Ensemble(tuple(networks), (1.0,) * len(networks), 1.0, preprocessing).names
+        names = names_of(networks)
         priors = self._priors(ctx, source, networks, names)
         plain = self._images(ctx, source, previous, networks, names, priors)
         if asked.relabel is None:

@@ -84,6 +84,7 @@ def build_arms(
         InputError: a regime that the set has no labels for, or a class too small for a random control.
     """
     _refuse_other_classes(distilled, source)
+    check_labels(distilled, regimes, against)
     arms = [_set_arm(distilled, regime, views) for regime in _regimes(distilled, regimes)]
     real = Pool(source.train.images, source.train.labels, distilled.preprocessing)
     config = distilled.train
@@ -91,9 +92,6 @@ def build_arms(
         indices = _random_indices(distilled, source, seed, seeds)
     if "random_soft" in against:
         assert labelled is not None and distilled.soft is not None, "somebody who labels"
-        plan = plan_of(distilled.soft)
-        if plan is not None:
-            _refuse_other_views(distilled, plan)
         pools = (labelled(_real_part(source, each, distilled.preprocessing)) for each in indices)
         arms.append(Arm("random", _soft_regime(distilled.soft), tuple(pools), config))
     if "random" in against:
@@ -155,7 +153,6 @@ def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> 
     if regime == "hard":
         return Arm("set", regime, (plain,), distilled.train)
     if views is not None:
-        _refuse_other_views(distilled, views.plan)
         return Arm("set", regime, (replace(plain, views=views),), distilled.train)
     assert distilled.soft is not None
     logits = decode(distilled.soft)  # (V, N, C)

@@ -12,7 +12,7 @@ released code reaches it by leaving teachers in training mode, where dropout is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,16 +52,21 @@ class Ensemble:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the teachers are called, with a number where two would have one name."""
-        plain = [describe(network.model) for network in self.networks]
-        return tuple(
-            name if plain.count(name) == 1 else f"{name} ({plain[:place].count(name)})"
-            for place, name in enumerate(plain)
-        )
+        """What the teachers are called."""
+        return names_of(self.networks)
 
     def on(self, device: torch.device) -> Labellers:
         """The teachers as modules on a device."""
         return Labellers(self, device)
+
+
+def names_of(networks: Sequence[Network]) -> tuple[str, ...]:
+    """What teachers are called, with a number where two would have one name."""
+    plain = [describe(network.model) for network in networks]
+    return tuple(
+        name if plain.count(name) == 1 else f"{name} ({plain[:place].count(name)})"
+        for place, name in enumerate(plain)
+    )
 
 
 class Labellers:

@@ -12,7 +12,7 @@ from distill.labels.codecs import ONLINE, VIEWS
 from distill.labels.ensemble import Ensemble
 from distill.labels.pool import PoolTeacher
 from distill.labels.relabel import Relabelling, kept_of_first_pass, relabel, tell_kept
-from distill.labels.set_teachers import set_teachers, told
+from distill.labels.set_teachers import SetTeachers, set_teachers, told
 from distill.labels.view_labels import OnlineLabels, StoredLabels, plan_attributes, plan_of
 from distill.training.job import ViewLabels
 
@@ -62,8 +62,15 @@ def with_labels(
     return replace(plain, soft=soft, train=train)
 
 
-def view_labels(ctx: Context, source: Source, distilled: DistilledSet) -> ViewLabels | None:
+def view_labels(
+    ctx: Context, source: Source, distilled: DistilledSet, *, teachers: SetTeachers | None = None
+) -> ViewLabels | None:
     """The labels of a set's views; None where it has none.
+
+    Args:
+        ctx, source: where teachers are had from.
+        distilled: the set.
+        teachers: of the set, where they are at hand already.
 
     Raises:
         InputError: labels are online, and their teachers cannot be had here.
@@ -73,4 +80,5 @@ def view_labels(ctx: Context, source: Source, distilled: DistilledSet) -> ViewLa
         return None
     if soft.codec != ONLINE:
         return StoredLabels(soft)
-    return set_teachers(ctx, source, distilled).online(distilled.labels)
+    teachers = teachers or set_teachers(ctx, source, distilled)
+    return teachers.online(distilled.labels)

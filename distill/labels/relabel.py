@@ -32,6 +32,7 @@ from distill.training.config import LOGIT_LOSSES, Strict, TrainConfig
 from distill.training.job import Pool, ViewPlan
 
 _SAVE_SECONDS = 20.0
+_WHOLE_BYTES = 1 << 30  # labels up to this many bytes leave their files and live in memory
 _FEW_KEPT = 0.2  # share of views below which calibration is warned of
 
 
@@ -140,9 +141,6 @@ def placed(option: str) -> Iterator[None]:
         raise
 
 
-_WHOLE_BYTES = 1 << 30  # labels up to this many bytes leave their files and live in memory
-
-
 def relabel(
     ctx: Context,
     plain: DistilledSet,
@@ -185,17 +183,18 @@ def relabel(
                 store.save(epoch + 1)
                 saved = time.monotonic()
     store.save(labels.plan.epochs)
+    stored = store.arrays()
     if labels.calibration is not None:
-        tell_kept(ctx, float(store.arrays()[KEPT].mean()))
+        tell_kept(ctx, float(stored[KEPT].mean()))
     options = {**codec.options, "classes": len(plain.classes)} if codec.options else {}
-    return SoftLabels(codec.name, store.arrays(), {**facts, **options})
+    return SoftLabels(codec.name, stored, {**facts, **options})
 
 
 def tell_kept(ctx: Context, share: float) -> None:
     """Say which share of the views calibration keeps.
 
     Raises:
-        InputError: none.
+        InputError: it keeps not one.
     """
     fix = "widen hopeless and trivial, train the teachers longer or shorter, or leave calibration out"
     if share == 0:

@@ -199,7 +199,7 @@ class _Shard:
         self.judges = judges
         self.voters = [group.voters for group in groups]
         rounds = 1
-        if config.voters == "turns" and config.iterations:
+        if config.voters == "turns":
             rounds = math.lcm(*(len(voters) for voters in self.voters))
         self.turns = [self._turn(step) for step in range(rounds)]
         self.seed = ctx.derive("recovery views")
@@ -276,7 +276,7 @@ class _Shard:
         """Who judges in a step: the judge's number, its groups, int64 (n,), and their weights (n,)."""
         found: dict[int, list[tuple[int, float]]] = {}
         for group, voters in enumerate(self.voters):
-            if self.config.voters == "turns" and voters:
+            if self.config.voters == "turns":
                 voters = ((voters[step % len(voters)][0], 1.0),)
             for number, weight in voters:
                 found.setdefault(number, []).append((group, weight))
