@@ -18,11 +18,11 @@ from torch import Tensor
 
 from distill.contracts import DistilledSet, Preprocessing, SoftLabels, Source
 from distill.errors import InputError
-from distill.labels.codecs import CODECS, ONLINE, decode
+from distill.labels.codecs import CODECS, ONLINE, decode, refuse_loss
 from distill.labels.view_labels import plan_of
 from distill.randomness import derive_seed
 from distill.selection import class_counts, random_subset, source_counts
-from distill.training.config import LOGIT_LOSSES, TrainConfig
+from distill.training.config import TrainConfig
 from distill.training.job import Pool, ViewLabels, ViewPlan
 from distill.yaml_lines import quoted
 
@@ -168,40 +168,24 @@ def _refuse_other_views(distilled: DistilledSet, plan: ViewPlan) -> None:
     """Labels belong to the views that were labelled: students must look at the images in the same way."""
     train, soft = distilled.train, distilled.soft
     assert soft is not None, "whose views are labelled"
-    if train.loss in LOGIT_LOSSES and soft.codec in CODECS and not CODECS[soft.codec].holds_logits:
-        raise InputError(
-            f"the loss {train.loss} compares logits, and the set's codec {soft.codec} stores probabilities",
-            where="train.loss",
-            found=train.loss,
-            allowed="cross_entropy or kl",
-            fix="change train.loss, or evaluate in the regime hard",
-        )
-    told = {"micro_batches": soft.attributes.get("micro_batches", 1)} if _batch_specific(soft) else {}
+    refuse_loss(soft.codec, train.loss, fix="change train.loss, or evaluate in the regime hard")
+    views = "the set's labels belong to other views than its students would see"
+    training = "the set's labels were made for another training than its students would have"
+    names = ("batch_size", "augment", "crop_scale", "mix", "mix_alpha")
+    wanted = [(views, name, getattr(plan, name)) for name in names]
+    if soft.attributes.get("batch_norm") == "batch":
+        wanted.append((training, "micro_batches", soft.attributes.get("micro_batches", 1)))
     if soft.codec in CODECS and CODECS[soft.codec].belongs_to_temperature:
-        told["temperature"] = soft.attributes["temperature"]
-    for name, value in told.items():
+        wanted.append((training, "temperature", soft.attributes["temperature"]))
+    for what, name, value in wanted:
         if getattr(train, name) != value:
             raise InputError(
-                "the set's labels were made for another training than its students would have",
+                what,
                 where=f"train.{name}",
                 found=str(getattr(train, name)),
                 allowed=str(value),
                 fix="leave it as the set has it, or evaluate in the regime hard",
             )
-    for name in ("batch_size", "augment", "crop_scale", "mix", "mix_alpha"):
-        if getattr(train, name) != getattr(plan, name):
-            raise InputError(
-                "the set's labels belong to other views than its students would see",
-                where=f"train.{name}",
-                found=str(getattr(train, name)),
-                allowed=str(getattr(plan, name)),
-                fix="leave it as the set has it, or evaluate in the regime hard",
-            )
-
-
-def _batch_specific(soft: SoftLabels) -> bool:
-    """Whether labels depend on the micro-batch that they were made in."""
-    return soft.attributes.get("batch_norm") == "batch"
 
 
 def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: int) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from distill.labels import logit_codecs, probability_codecs
 from distill.labels.codec import CODECS, Codec, register
 from distill.randomness import pass_order
 from distill.registry import nearest
-from distill.training.config import Strict
+from distill.training.config import LOGIT_LOSSES, Strict
 
 __all__ = ["CODECS", "Codec", "CodecConfig", "check", "decode", "encode", "label_bytes", "register"]
 
@@ -85,6 +85,24 @@ class CodecConfig(Strict):
                 allowed=f"1 to {classes}, the number of classes",
                 fix=f"set codec.k to {classes} or less, or use codec full",
             )
+
+
+def refuse_loss(codec: str, loss: str, *, fix: str) -> None:
+    """Raise InputError where the loss compares logits, and the codec stores probabilities.
+
+    Args:
+        codec: its name; online labels are logits.
+        loss: `train.loss`.
+        fix: what to do.
+    """
+    if loss in LOGIT_LOSSES and codec != ONLINE and not _codec(codec).holds_logits:
+        raise InputError(
+            f"the loss {loss} compares logits, and codec {codec} stores probabilities",
+            where="train.loss",
+            found=loss,
+            allowed="cross_entropy or kl; or codec full, topk or quantised",
+            fix=fix,
+        )
 
 
 def encode(

@@ -24,7 +24,7 @@ from distill.contracts import Context, DistilledSet, Labelling, SoftLabels
 from distill.errors import InputError
 from distill.files import disk_errors, reserve, write_bytes_atomically
 from distill.labels.calibration import Calibration
-from distill.labels.codecs import CODECS, KEPT, VIEWS, CodecConfig, encode
+from distill.labels.codecs import KEPT, VIEWS, CodecConfig, encode, refuse_loss
 from distill.labels.ensemble import BatchNormMode, Combine, refuse_without_batch_norm
 from distill.labels.view_labels import OnlineLabels, plan_attributes
 from distill.training.batches import DeviceImages, PlannedViews
@@ -69,14 +69,7 @@ class Relabelling(Strict):
                 )
         else:
             self.codec.check(classes)
-            if train.loss in LOGIT_LOSSES and not CODECS[self.codec.name].holds_logits:
-                raise InputError(
-                    f"the loss {train.loss} compares logits, and codec {self.codec.name} stores probabilities",
-                    where="train.loss",
-                    found=train.loss,
-                    allowed="cross_entropy or kl; or codec full, topk or quantised",
-                    fix="change train.loss or the codec",
-                )
+            refuse_loss(self.codec.name, train.loss, fix="change train.loss or the codec")
         if self.calibration is not None and train.loss in LOGIT_LOSSES:
             raise InputError(
                 f"the loss {train.loss} compares logits, and calibration softens labels as probabilities",
