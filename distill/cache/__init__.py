@@ -22,6 +22,7 @@ from distill.cache.passes import Limits, Pass, Wanted
 from distill.cache.projections import Projection
 from distill.cache.quantities import (
     AreaUnderMargin,
+    CriticalMaps,
     ErrorNorms,
     Features,
     Forgetting,
@@ -61,6 +62,7 @@ __all__ = [
     "Answers",
     "AreaUnderMargin",
     "Cache",
+    "CriticalMaps",
     "ErrorNorms",
     "Features",
     "Forgetting",

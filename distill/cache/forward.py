@@ -14,15 +14,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from distill.cache import critical_maps
 from distill.cache.gradient_request import selected
 from distill.cache.networks import Network
 from distill.cache.per_sample import GradientPass
-from distill.cache.quantities import Features, GradientNorms, Gradients, Logits, Quantity, Statistics, Stored
+from distill.cache.quantities import (
+    CriticalMaps,
+    Features,
+    GradientNorms,
+    Gradients,
+    Logits,
+    Quantity,
+    Statistics,
+    Stored,
+)
 from distill.cache.rows import prefetched
 from distill.cache.statistics import StatisticsLayout
 from distill.cache.taps import Tap, feature_tap, listening
 from distill.contracts import Split
 from distill.errors import InputError, NonFiniteError
+from distill.models import describe
 from distill.training.batches import DeviceImages
 from distill.training.job import Pool
 
@@ -127,6 +138,11 @@ class Forward:
             if requests
             else None
         )
+        self._map_pass: critical_maps.MapPass | None = None
+        if CriticalMaps() in self.quantities:
+            name = describe(network.model)
+            layer = critical_maps.map_layer(self.module, network.image_shape, name=name)
+            self._map_pass = critical_maps.MapPass(self.module, layer)
 
     def over(
         self, split: Split, span: range, *, before_last: Callable[[], None] = _nothing
@@ -166,7 +182,7 @@ class Forward:
     ) -> dict[Stored | Statistics, Part]:
         """Every quantity over a block; statistics are added to `sums`, which their parts share."""
         with _exact_convolutions():
-            logits, caught, gradients = self._compute(images, labels)
+            logits, caught, of_samples = self._compute(images, labels)
         found: dict[Stored | Statistics, Part] = {}
         for quantity in self.quantities:
             if isinstance(quantity, Statistics):
@@ -179,28 +195,36 @@ class Forward:
             elif isinstance(quantity, Logits):
                 values = logits.float()
             else:
-                values = gradients[quantity]
+                values = of_samples[quantity]
             found[quantity] = Part(values, ~torch.isfinite(values).all(dim=1))
         return found
 
     def _compute(
         self, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, dict[Tap, list[Tensor]], dict[Gradients | GradientNorms, Tensor]]:
-        """Logits (B, C), what the taps caught, and gradients (B, k) or their norms (B, 1)."""
-        found: dict = {}
+    ) -> tuple[Tensor, dict[Tap, list[Tensor]], dict[Stored, Tensor]]:
+        """Logits (B, C), what the taps caught, and gradients (B, k), their norms (B, 1) and maps (B, h * w)."""
+        gradients: dict = {}
+        maps: Tensor | None = None
         with listening(self.module, self._taps) as caught:
             if self._gradient_pass is not None and self._gradient_pass.shares_forward:
-                logits, found = self._gradient_pass.run(images, labels)
+                logits, gradients = self._gradient_pass.run(images, labels)
+            elif self._map_pass is not None:
+                logits, maps = self._map_pass.run(images, labels)
             else:
                 with torch.no_grad():
                     logits = self.module(images)
         if self._gradient_pass is not None and not self._gradient_pass.shares_forward:
-            _, found = self._gradient_pass.run(images, labels)
+            _, gradients = self._gradient_pass.run(images, labels)
+        if self._map_pass is not None and maps is None:
+            _, maps = self._map_pass.run(images, labels)
         assert logits is not None
-        gradients = {
-            quantity: found[request].reshape(len(images), -1) for quantity, request in self._gradients.items()
+        found: dict[Stored, Tensor] = {
+            quantity: gradients[request].reshape(len(images), -1)
+            for quantity, request in self._gradients.items()
         }
-        return logits.detach(), caught, gradients
+        if maps is not None:
+            found[CriticalMaps()] = maps.flatten(1)
+        return logits.detach(), caught, found
 
     def _joined(self, quantity: Stored | Statistics, parts: list[Part]) -> Part:
         bad = torch.cat([part.bad for part in parts])

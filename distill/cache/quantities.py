@@ -1,10 +1,11 @@
 """What can be asked of the cache about every sample of a split: `cache.request(split, network, [Features(), Loss()])`.
 
-Some of it is stored (features, logits, projected gradients, gradient norms, statistics); the rest follows from what is
+Some of it is stored (features, logits, critical maps, projected gradients, gradient norms,
+statistics); the rest follows from what is
 stored, or from what was recorded while the network was trained, and is computed as it is read.
 
-An image whose values are NaN or infinite (the cache refuses more than a few) has a row of zeros in features, logits and
-gradients. In scores (losses, margins, lengths) it is NaN: any number would be a rank among the others.
+An image whose values are NaN or infinite (the cache refuses more than a few) has a row of zeros in features, logits,
+maps and gradients. In scores (losses, margins, lengths) it is NaN: any number would be a rank among the others.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ class Logits:
     """float32 (N, C)."""
 
     kind = "logits"
+
+
+@dataclass(frozen=True)
+class CriticalMaps:
+    """Where on each image the logit of its class rests: flattened, float32 (N, h * w), 0 or more.
+
+    `distill.cache.critical_maps` has the formula, and `map_layer` there says what h and w are.
+    """
+
+    kind = "critical_maps"
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ class AreaUnderMargin:
     """
 
 
-Stored = Features | Logits | Gradients | GradientNorms
+Stored = Features | Logits | CriticalMaps | Gradients | GradientNorms
 Scored = Loss | Margins | ErrorNorms
 Derived = Scored | LastLayerGradients
 Recorded = Forgetting | AreaUnderMargin
@@ -147,7 +158,7 @@ def parts_of(quantity: Stored | Statistics) -> dict[str, Any]:
     """What decides the values beside data and network; JSON-able."""
     if isinstance(quantity, Features):
         return {"layer": quantity.layer}
-    if isinstance(quantity, Logits):
+    if isinstance(quantity, Logits | CriticalMaps):
         return {}
     if isinstance(quantity, Statistics):
         return {"of": quantity.of, "layers": list(quantity.layers), "per_class": quantity.per_class}
