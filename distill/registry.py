@@ -91,6 +91,11 @@ METHODS: dict[str, Entry] = {
                 "distill.distillers.committee:Committee",
                 "images recovered from, and labelled by, several teachers that vote",
             ),
+            (
+                "nrr",
+                "distill.distillers.nrr:NonCriticalRefinement",
+                "images whose critical pixels stay and whose others are recovered",
+            ),
         ],
     ),
 }

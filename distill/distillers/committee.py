@@ -1,8 +1,6 @@
 """Images recovered from teachers that vote, and labels from all of them.
 
-Teachers are trained (squeeze), images learned until the teachers that vote on them take them for their classes and know
-their statistics (recover: distill/recovery/), and every view that students will see is labelled by all teachers
-(relabel: distill/labels/). Equations at the head of distill/recovery/objective.py, voting.py and labels/ensemble.py.
+What happens to images and labels is in distill/distillers/recovering.py; here is where images begin.
 
 Sources: Cui et al., "Dataset Distillation via Committee Voting" (CV-DD), 2025; with one teacher, Yin et al., "Squeeze,
 Recover and Relabel" (SRe2L), NeurIPS 2023; with `iterations: 0`, Sun et al. (RDED), CVPR 2024; with `classwise` and few
@@ -16,99 +14,40 @@ to the mixed views by construction; images are rounded to pixels, not truncated 
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-import torch
-from pydantic import Field, model_validator
-from torch import Tensor
+from pydantic import Field
 
 from distill.cache import Network
-from distill.cache.quantities import Statistics
-from distill.contracts import (
-    Context,
-    DistilledSet,
-    Estimate,
-    Passes,
-    Preprocessing,
-    Selection,
-    Source,
-    StepKind,
-)
-from distill.distillers.committee_priors import PriorConfig, measure_priors, prior_passes, prior_trainings
+from distill.contracts import Context, DistilledSet, Passes, Selection, Source, StepKind
+from distill.distillers.recovering import Recovering, RecoveringConfig
 from distill.errors import InputError
-from distill.files import write_bytes_atomically
-from distill.labels.ensemble import Ensemble, names_of, refuse_without_batch_norm
-from distill.labels.labelling import with_labels
-from distill.labels.pool import PoolTeacher, estimated, open_pool, outlines
-from distill.labels.relabel import Relabelling, placed
+from distill.labels.ensemble import equal_ensemble
 from distill.recovery.initial import CropSearch, Initial, crop_passes, given, mosaics, noise, refuse_mosaics
-from distill.recovery.objective import Judge
-from distill.recovery.recover import Group, Recovery, groups_of, recover, refuse_sizes
-from distill.recovery.voting import Voters, Voting, draw_voters, prior_weights, voices
-from distill.selection import Distiller, ImagesConfig, images_before
-from distill.training.config import Positive, Share, TrainConfig
+from distill.selection import images_before
+from distill.training.config import Share
 
 Count = Annotated[int, Field(ge=1)]
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 _CROPS = ("easiest", "middle")
 
 
-class Committee(Distiller):
+class Committee(Recovering):
     """Images recovered from, and labelled by, several teachers that vote."""
 
     name = "committee"
-    lacks = "does not know how many images to recover"
-    takes = "begins with"
 
-    class Config(ImagesConfig):
-        """Options.
+    class Config(RecoveringConfig):
+        """Options: those of every distiller that recovers; `init` and what follows says where images begin."""
 
-        `teachers` label together, and `drawn` of them, or all where they are fewer, judge an image. `priors` are
-        accuracies in percent: given, the teachers' own on the validation split (`valid`), or measured by what each
-        teacher's images teach (`measured`, see `prior`). `init` and what follows says where images begin.
-        """
-
-        teachers: Annotated[tuple[PoolTeacher, ...], Field(min_length=1)]
-        drawn: Count = 2
-        voting: Voting = "prior"
-        voting_temperature: Positive = 5.0
-        priors: Literal["measured", "valid"] | tuple[Percent, ...] = "measured"
-        prior: PriorConfig = PriorConfig()
         init: Literal["noise", "real", "easiest", "middle"] = "middle"
         factor: Count = 1
         candidates: Count = 300
         crops: Count = 5
         crop_scale: Share = 0.08
-        recover: Recovery = Recovery()
-        relabel: Relabelling | None = Relabelling()
-        label_weights: Literal["prior", "equal"] = "prior"
-        label_weights_temperature: Positive = 10.0
-        temperature: Positive = 20.0
-
-        @model_validator(mode="after")
-        def _priors_are_of_teachers(self) -> Self:
-            if isinstance(self.priors, tuple) and len(self.priors) != len(self.teachers):
-                raise ValueError(f"priors has {len(self.priors)} numbers for {len(self.teachers)} teachers")
-            return self
-
-        @property
-        def needs_priors(self) -> bool:
-            """Whether anything depends on them."""
-            weighed = self.voting == "prior" and self.drawn > 1 and self.recover.voters == "all"
-            chosen = self.drawn < len(self.teachers) and self.ipc in (1, None)  # one image: of the greatest
-            votes = self.recover.iterations > 0 and (weighed or chosen)
-            labels = self.relabel is not None and self.label_weights == "prior"
-            return len(self.teachers) > 1 and (votes or labels)
 
     config: Config
-
-    @property
-    def asks_teachers(self) -> bool:
-        return self.config.relabel is not None
 
     def check_place(self, follows: StepKind | None) -> None:
         super().check_place(follows)
@@ -122,134 +61,23 @@ class Committee(Distiller):
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
         asked = self.config
-        if asked.needs_priors and not isinstance(asked.priors, tuple) and not len(source.valid):
-            raise InputError(
-                "priors are measured on the validation split, and it is empty",
-                where="priors",
-                found="data.valid: 0",
-                fix="set data.valid, such as 0.1, or give priors as numbers",
-            )
         if asked.init in _CROPS and asked.ipc is not None:
             refuse_mosaics(source, asked.ipc, asked.factor)
-        networks = outlines(asked.teachers, source)
-        refuse_sizes(networks, asked.recover, source.image_shape[0])
-        if asked.recover.iterations and asked.recover.statistics:
-            refuse_without_batch_norm(networks, where="recover.statistics")
-        if asked.relabel is not None:
-            with placed("relabel"):
-                asked.relabel.check_teachers(networks, classes=len(source.classes))
 
-    def check_training(self, train: TrainConfig, *, classes: int) -> None:
-        if self.config.relabel is not None:
-            with placed("relabel"):
-                self.config.relabel.check(train, classes=classes)
-                if self.config.ipc is not None:
-                    self.config.relabel.refuse_lonely_images(train, self.config.ipc * classes)
-
-    def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
+    def search_passes(self, classes: int) -> list[Passes]:
         asked = self.config
-        images = self.images(classes=classes, before=before)
-        batch = min(asked.recover.batch, images)
-        judges = 1 if asked.recover.voters == "turns" else min(asked.drawn, len(asked.teachers))
-        steps = asked.recover.iterations * -(-images // batch) * judges
-        passes = [
-            Passes(teacher.model, batch=batch, count=3 * steps // len(asked.teachers), kept=2)
-            for teacher in asked.teachers
-        ]
-        trainings = estimated(asked.teachers, train)
-        if asked.init in _CROPS and asked.ipc is not None:
-            looks = max(asked.candidates, asked.ipc * asked.factor**2) * asked.crops * classes
-            passes += crop_passes(asked.teachers, looks)
-        if asked.needs_priors and asked.priors == "measured":
-            passes += prior_passes(asked.teachers, asked.prior, classes=classes)
-            trainings += prior_trainings(asked.teachers, asked.prior, classes=classes)
-        models = [teacher.model for teacher in asked.teachers]
-        return Estimate(
-            images=images,
-            trainings=trainings,
-            passes=tuple(passes),
-            labelling=None if asked.relabel is None else asked.relabel.estimate(models, classes=classes),
-        )
+        if asked.init not in _CROPS or asked.ipc is None:
+            return []
+        looks = max(asked.candidates, asked.ipc * asked.factor**2) * asked.crops * classes
+        return crop_passes(asked.teachers, looks)
 
-    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
-        asked = self.config
-        networks = open_pool(ctx, source, asked.teachers)
-        names = names_of(networks)
-        priors = self._priors(ctx, source, networks, names)
-        plain = self._images(ctx, source, previous, networks, names, priors)
-        if asked.relabel is None:
-            return plain
-        # The step before may have changed the training.
-        asked.relabel.check(plain.train, classes=len(source.classes))
-        weights = (1 / len(networks),) * len(networks)
-        if asked.label_weights == "prior":
-            weights = prior_weights(priors, temperature=asked.label_weights_temperature)
-        return with_labels(
-            ctx, plain, asked.teachers, networks, weights, asked.relabel, temperature=asked.temperature
-        )
-
-    def _priors(
-        self, ctx: Context, source: Source, networks: Sequence[Network], names: Sequence[str]
-    ) -> tuple[float, ...]:
-        """Accuracies in percent, one a teacher; 0 where nothing depends on them."""
-        asked = self.config
-        if not asked.needs_priors:
-            return (0.0,) * len(networks)
-        if isinstance(asked.priors, tuple):
-            return asked.priors
-        kept = ctx.scratch / "priors.json"
-        if kept.exists():
-            return tuple(json.loads(kept.read_text()))
-        began = time.perf_counter()
-        if asked.priors == "valid":
-            found = tuple(100 * network.facts["valid_accuracy"] for network in networks)
-        else:
-            found = measure_priors(
-                ctx, source, networks, names, asked.prior, asked.recover, asked.temperature
-            )
-        seconds = time.perf_counter() - began
-        told = ", ".join(f"{name} {prior:.1f}" for name, prior in zip(names, found, strict=True))
-        ctx.progress.note(f"priors: {told} ({seconds:.0f} s)", priors=list(found), seconds=seconds)
-        # What is learned and labelled after an interruption must go by the same ones to the last bit.
-        write_bytes_atomically(kept, json.dumps(found).encode())
-        return found
-
-    def _images(
-        self,
-        ctx: Context,
-        source: Source,
-        previous: DistilledSet | Selection | None,
-        networks: Sequence[Network],
-        names: Sequence[str],
-        priors: Sequence[float],
-    ) -> DistilledSet:
-        """The recovered images with their classes."""
-        asked = self.config
-        plain, initial = self._initial(ctx, source, previous, networks)
-        preprocessing = plain.preprocessing
-        judges = judges_of(ctx, source, networks, names, asked.recover, preprocessing)
-        ipc = int(torch.bincount(plain.labels).max())
-        groups = self._groups(ctx, plain.labels, ipc, priors)
-        images = recover(
-            ctx, initial, plain.labels, groups, judges, asked.recover, preprocessing=preprocessing
-        )
-        learned = asked.recover.iterations > 0 or plain.selection is None
-        return replace(
-            plain,
-            images=images,
-            soft=None if learned else plain.soft,
-            selection=None if learned else plain.selection,
-            provenance={"teachers": list(names), "priors": list(priors)},
-        )
-
-    def _initial(
+    def initial(
         self,
         ctx: Context,
         source: Source,
         previous: DistilledSet | Selection | None,
         networks: Sequence[Network],
     ) -> tuple[DistilledSet, Initial]:
-        """A set of the right classes, and where its images begin."""
         asked = self.config
         plain = images_before(self, ctx, source, previous)
         preprocessing = plain.preprocessing
@@ -257,58 +85,10 @@ class Committee(Distiller):
             beginning = noise(source.image_shape, seed=ctx.derive("images"), device=ctx.device)
             return replace(plain, selection=None), beginning
         if previous is None and asked.init in _CROPS:
-            ensemble = Ensemble(tuple(networks), (1 / len(networks),) * len(networks), 1.0, preprocessing)
+            ensemble = equal_ensemble(networks, preprocessing)
             how = CropSearch(
                 asked.init == "middle", asked.factor, asked.candidates, asked.crops, asked.crop_scale
             )
             images = mosaics(ctx, source, ensemble.on(ctx.device), self.budget(source), how)
             return replace(plain, selection=None), given(images, preprocessing, ctx.device)
         return plain, given(plain.images, preprocessing, ctx.device)
-
-    def _groups(self, ctx: Context, labels: Tensor, ipc: int, priors: Sequence[float]) -> list[Group]:
-        asked = self.config
-        drawn = min(asked.drawn, len(priors))
-        seed = ctx.derive("voting")
-
-        def voters(number: int) -> Voters:
-            teachers = draw_voters(number, ipc=ipc, priors=priors, drawn=drawn, seed=seed)
-            return voices(
-                teachers,
-                asked.voting,
-                priors=priors,
-                temperature=asked.voting_temperature,
-                number=number,
-                seed=seed,
-            )
-
-        return groups_of(labels.tolist(), voters, classwise=asked.recover.classwise)
-
-
-def judges_of(
-    ctx: Context,
-    source: Source,
-    networks: Sequence[Network],
-    names: Sequence[str],
-    config: Recovery,
-    preprocessing: Preprocessing,
-) -> list[Judge]:
-    """The teachers, ready to judge images."""
-    if config.iterations == 0:
-        return []
-    return [
-        Judge(
-            network,
-            name,
-            preprocessing=preprocessing,
-            device=ctx.device,
-            statistics=config.statistics,
-            classwise=_class_statistics(ctx, source, network) if config.classwise else None,
-        )
-        for network, name in zip(networks, names, strict=True)
-    ]
-
-
-def _class_statistics(ctx: Context, source: Source, network: Network) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and variance (C, D) of each batch norm's input, by class, over the training data."""
-    found = ctx.cache.statistics(source.train, network, Statistics(of="batch_norm", per_class=True))
-    return {name: (found[name].mean.to(ctx.device), found[name].var.to(ctx.device)) for name in found.layers}

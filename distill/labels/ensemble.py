@@ -60,6 +60,11 @@ class Ensemble:
         return Labellers(self, device)
 
 
+def equal_ensemble(networks: Sequence[Network], preprocessing: Preprocessing) -> Ensemble:
+    """Teachers that count alike, at temperature 1, for images of this preprocessing."""
+    return Ensemble(tuple(networks), (1 / len(networks),) * len(networks), 1.0, preprocessing)
+
+
 def names_of(networks: Sequence[Network]) -> tuple[str, ...]:
     """What teachers are called, with a number where two would have one name."""
     plain = [describe(network.model) for network in networks]

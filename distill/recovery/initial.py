@@ -108,7 +108,7 @@ def mosaics(ctx: Context, source: Source, teachers: Labellers, budget: np.ndarra
             looked_at = max(how.candidates, wanted)
             chosen = random_pick(samples, looked_at, seed=ctx.derive("crops"), name=number)
             crops = _best_crops(ctx, source, teachers, chosen, number, wanted, how)
-            made.append(pixels(_tiled(crops, how.factor), preprocessing))
+            made.append(pixels(tiled(crops, how.factor), preprocessing))
             task.advance(1)
     return torch.cat(made)
 
@@ -159,12 +159,13 @@ def _best_crops(
     pool = Pool(source.train.images, source.train.labels, Preprocessing(source.mean, source.std))
     chosen = torch.from_numpy(samples)
     images = DeviceImages(pool, ctx.device, chosen=chosen)
-    crops = _draw_crops(chosen.to(ctx.device), how, seed=ctx.derive("crops", "places"))  # (n, crops, 4)
+    seed = ctx.derive("crops", "places")
+    crops = draw_crops(chosen.to(ctx.device), how.crops, least=how.crop_scale, seed=seed)  # (n, crops, 4)
     places = torch.arange(len(samples) * how.crops, device=ctx.device)
     losses = torch.cat(
         [
             _losses(
-                teachers, _cut(images, part // how.crops, crops[part // how.crops, part % how.crops]), label
+                teachers, cut(images, part // how.crops, crops[part // how.crops, part % how.crops]), label
             )
             for part in places.split(_BLOCK)
         ]
@@ -175,21 +176,29 @@ def _best_crops(
         start = (len(order) - wanted) // 2
         order = order[start : start + wanted]
     order = order[:wanted]
-    return _cut(images, order, crops[order, which[order]])
+    return cut(images, order, crops[order, which[order]])
 
 
-def _draw_crops(samples: Tensor, how: CropSearch, *, seed: int) -> Tensor:
-    """Square crops (n, crops, 4) of the samples, as shares of the sides; of each sample always the same."""
+def draw_crops(samples: Tensor, count: int, *, least: float, seed: int) -> Tensor:
+    """Square crops (n, count, 4) of the samples, as shares of the sides; of each sample always the same.
+
+    Args:
+        samples: int64 (n,), their numbers.
+        count: crops of each.
+        least: area of a crop, as a share of the image's.
+        seed: of the draws.
+    """
     found = []
-    for number in range(how.crops):
+    for number in range(count):
         stream = derive_seed(seed, number)
         area, top, left = (counter_uniform(stream, 0, samples, draw) for draw in range(3))
-        side = (how.crop_scale + (1 - how.crop_scale) * area).sqrt()
+        side = (least + (1 - least) * area).sqrt()
         found.append(torch.stack([top * (1 - side), left * (1 - side), side, side], dim=1))
     return torch.stack(found, dim=1)
 
 
-def _cut(images: DeviceImages, rows: Tensor, crops: Tensor) -> Tensor:
+def cut(images: DeviceImages, rows: Tensor, crops: Tensor) -> Tensor:
+    """Crops (B, 4) of the images of these rows, enlarged to whole images (B, Ch, H, W)."""
     return apply_views(images.gather(rows), Views(crop=crops))
 
 
@@ -199,7 +208,7 @@ def _losses(teachers: Labellers, images: Tensor, label: int) -> Tensor:
     return F.cross_entropy(logits, torch.full((len(images),), label, device=images.device), reduction="none")
 
 
-def _tiled(crops: Tensor, factor: int) -> Tensor:
+def tiled(crops: Tensor, factor: int) -> Tensor:
     """(n * factor^2, Ch, H, W) -> (n, Ch, H, W): crop q * n + k is quadrant q of image k."""
     if factor == 1:
         return crops

@@ -6,6 +6,9 @@ as `batch` allows, and mean what they mean alone: each teacher sees those that i
 number by number, and every draw follows from (seed, step, image). A shard of groups that is done stays done when the
 run is killed.
 
+A mask multiplies the update and not the gradient: Adam divides a gradient by its own size, so that a scaled one moves a
+pixel as far as a whole one. Where a mask is 0 a pixel stays what it was, to the bit.
+
 With several segments (Cui et al., FADRM, NeurIPS 2025) images are optimised at one size after the other, begin each
 segment with a new Adam, and take back a share 1 - a of what they began with; the cosine runs over all steps.
 """
@@ -37,6 +40,8 @@ from distill.training.memory import memory_errors
 from distill.training.precision import autocast
 
 Count = Annotated[int, Field(ge=1)]
+# Images float32 (B, Ch, H, W) and classes int64 (B,) -> what each pixel's update is multiplied by, (B, 1, H, W).
+Mask = Callable[[Tensor, Tensor], Tensor]
 _CLASSES_A_GROUP = 100
 _TELL_STEPS = 50
 _FIX_MEMORY = "lower batch, or use smaller teachers"
@@ -119,6 +124,7 @@ def recover(
     config: Recovery,
     *,
     preprocessing: Preprocessing,
+    mask: Mask | None = None,
 ) -> Tensor:
     """Learn images.
 
@@ -130,6 +136,7 @@ def recover(
         judges: the teachers.
         config: how.
         preprocessing: of the images.
+        mask: of the images as they begin, a shard at a time; None lets all pixels move alike.
 
     Returns:
         uint8 (N, Ch, H, W) on the host, rounded.
@@ -149,7 +156,7 @@ def recover(
                 task.advance(config.iterations)
             else:
                 with memory_errors("recovery", fix=_FIX_MEMORY):
-                    learner = _Shard(ctx, initial.rows(rows), labels[rows], rows, shard, judges, config)
+                    learner = _Shard(ctx, initial.rows(rows), labels[rows], rows, shard, judges, config, mask)
                     learned = learner.learn(preprocessing, task.advance)
                 _keep(path, pixels(learned, preprocessing))
             images[rows] = torch.from_numpy(np.load(path))
@@ -193,10 +200,12 @@ class _Shard:
         groups: Sequence[Group],
         judges: Sequence[Judge],
         config: Recovery,
+        mask: Mask | None,
     ) -> None:
         self.ctx, self.initial, self.config = ctx, initial, config
         self.labels, self.rows = labels.to(ctx.device), rows.to(ctx.device)
         self.judges = judges
+        self.mask = None if mask is None or config.iterations == 0 else mask(initial, self.labels)
         self.voters = [group.voters for group in groups]
         rounds = 1
         if config.voters == "turns":
@@ -237,8 +246,11 @@ class _Shard:
             done = step / self.config.iterations
             adam.param_groups[0]["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * done))
             losses, images.grad = self._losses(images, step)
+            before = None if self.mask is None else images.detach().clone()
             adam.step()
             with torch.no_grad():
+                if self.mask is not None and before is not None:
+                    torch.lerp(before, images, self.mask, out=images)
                 torch.maximum(torch.minimum(images, bounds[1], out=images), bounds[0], out=images)
             if step % _TELL_STEPS == 0:
                 self._refuse_broken()

@@ -125,6 +125,7 @@ def test_methods_and_schema(call: Call) -> None:
             ["soft_label", "distiller"],
             ["trajectory", "distiller"],
             ["committee", "distiller"],
+            ["nrr", "distiller"],
         ]
     assert "kcenter" in json.dumps(json.loads(call("schema").stdout))
 

@@ -92,6 +92,7 @@ CASES = [
     ),
     Case("trajectory", {"ipc": 2, **MATCHING}, images=2, random=True, behind=MATCHING),
     Case("committee", {"ipc": 2, **VOTING}, images=2, random=True, behind={**VOTING, "init": "real"}),
+    Case("nrr", {"ipc": 2, **VOTING}, images=2, random=True, behind={**VOTING, "init": "real"}),
 ]
 
 

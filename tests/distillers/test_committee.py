@@ -15,7 +15,7 @@ from torch import nn
 
 from distill.cache import Network
 from distill.contracts import Context, DistilledSet, Preprocessing, Source
-from distill.distillers import committee as committee_module
+from distill.distillers import recovering
 from distill.distillers.committee import Committee
 from distill.errors import InputError
 from distill.labels.ensemble import Ensemble
@@ -145,7 +145,7 @@ def seen_by_recovery(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(signature.bind(*args, **options).arguments)
         return recover(*args, **options)
 
-    monkeypatch.setattr(committee_module, "recover", noting)
+    monkeypatch.setattr(recovering, "recover", noting)
     return seen
 
 

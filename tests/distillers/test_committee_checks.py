@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from distill.contracts import Context, Source
-from distill.distillers import committee as committee_module
+from distill.distillers import recovering
+from distill.distillers.committee import Committee
 from distill.distillers.soft_label import SoftLabel
 from distill.errors import InputError
 from distill.step_checks import check_steps
@@ -65,7 +66,7 @@ def test_sound_options_pass(source: Source) -> None:
 @pytest.mark.parametrize("prior", [float("nan"), float("inf")])
 def test_priors_are_numbers(prior: float) -> None:
     with pytest.raises(ValueError, match="finite"):
-        committee_module.Committee.Config.model_validate({"ipc": 1, "teachers": [{}], "priors": (prior,)})
+        Committee.Config.model_validate({"ipc": 1, "teachers": [{}], "priors": (prior,)})
 
 
 def test_images_that_are_learned_anew_lose_their_labels(source: Source, make_context: MakeContext) -> None:
@@ -111,12 +112,12 @@ def test_priors_survive_an_interruption(
 ) -> None:
     ctx = make_context(folder=tmp_path / "run", **TRAIN)
     step = committee(priors="measured", relabel=None)
-    monkeypatch.setattr(committee_module, "measure_priors", lambda *a, **k: (51.25, 1 / 3, 60.0))
+    monkeypatch.setattr(recovering, "measure_priors", lambda *a, **k: (51.25, 1 / 3, 60.0))
     with monkeypatch.context() as patch:
-        patch.setattr(committee_module, "recover", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(recovering, "recover", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             step.run(ctx, source, None)
-    monkeypatch.setattr(committee_module, "measure_priors", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr(recovering, "measure_priors", lambda *a, **k: pytest.fail("measured again"))
     assert step.run(ctx, source, None).provenance["priors"] == [51.25, 1 / 3, 60.0]
 
 

@@ -1,0 +1,117 @@
+"""Refinement of non-critical regions: images keep what their class rests on, and learn the rest.
+
+Images begin as crops that are full of critical pixels and of whose class teachers are unsure; recovery then moves every
+pixel by M = max(0, epsilon - C) of its update, with C its share in the class (distill/recovery/critical.py), until
+teachers take the images for their classes and know their statistics:
+
+    x <- x - M * (step of Adam on L),    L = L_ce + r L_bn    (distill/recovery/objective.py).
+
+Source: Tran et al., "Enhancing Dataset Distillation via Non-Critical Region Refinement" (NRR-DD), CVPR 2025, of which
+no code was released and whose settings are not known. Its second part, distances in the place of soft labels (DBR),
+is the codec `dbr` and the losses `dbr_l1` and `dbr_l2` (docs/labels.md). With several teachers they vote as in a
+committee, and C is the mean of theirs. What the paper leaves open was chosen by measurement on the validation split
+of CIFAR-10; docs/nrr.md has the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from distill.cache import Network
+from distill.cache.critical_maps import map_layer
+from distill.contracts import Context, DistilledSet, Passes, Preprocessing, Selection, Source, StepKind
+from distill.distillers.recovering import Recovering, RecoveringConfig
+from distill.errors import InputError
+from distill.labels.pool import outlines
+from distill.recovery.critical import CriticalMasks, CriticalSearch, critical_mosaics
+from distill.recovery.initial import Initial, crop_passes, given, refuse_mosaics
+from distill.recovery.recover import Mask
+from distill.selection import images_before
+from distill.training.config import Share
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class NonCriticalRefinement(Recovering):
+    """Images whose critical pixels stay real and whose others are recovered from teachers."""
+
+    name = "nrr"
+
+    class Config(RecoveringConfig):
+        """Options: those of every distiller that recovers, and
+
+        `epsilon`: pixels with a critical map of so much or more (of 1) never move; null lets all move alike. `init` and
+        what follows says where images begin: at `critical` crops, or at random `real` images.
+        """
+
+        epsilon: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+        init: Literal["critical", "real"] = "critical"
+        factor: Count = 1
+        candidates: Count = 300
+        crops: Count = 5
+        crop_scale: Share = 0.08
+        critical: Share = 0.25
+
+        @model_validator(mode="after")
+        def _protected_pixels_stay(self) -> Self:
+            if self.epsilon is not None and (self.recover.sizes or self.recover.residual < 1):
+                raise ValueError(
+                    "recover.sizes and recover.residual change every pixel, also those that epsilon protects: "
+                    "leave them out, or set epsilon to null"
+                )
+            return self
+
+    config: Config
+
+    def check_place(self, follows: StepKind | None) -> None:
+        super().check_place(follows)
+        if follows is not None and "init" in self.config.model_fields_set and self.config.init != "real":
+            raise InputError(
+                "nrr begins with the images of the step before, and init asks for others",
+                found=f"init: {self.config.init}",
+                fix="remove init, or remove the step before",
+            )
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        asked = self.config
+        if asked.init == "critical" and asked.ipc is not None:
+            refuse_mosaics(source, asked.ipc, asked.factor)
+        if asked.epsilon is not None or (asked.init == "critical" and asked.ipc is not None):
+            for name, network in outlines(asked.teachers, source).items():
+                map_layer(network.eval(), source.image_shape, name=name)
+
+    def search_passes(self, classes: int) -> list[Passes]:
+        asked = self.config
+        if asked.init != "critical" or asked.ipc is None:
+            return []
+        candidates = max(asked.candidates, asked.ipc * asked.factor**2)
+        return crop_passes(asked.teachers, round(candidates * (1 + asked.critical)) * classes)
+
+    def initial(
+        self,
+        ctx: Context,
+        source: Source,
+        previous: DistilledSet | Selection | None,
+        networks: Sequence[Network],
+    ) -> tuple[DistilledSet, Initial]:
+        asked = self.config
+        plain = images_before(self, ctx, source, previous)
+        if previous is None and asked.init == "critical":
+            how = CriticalSearch(
+                asked.factor, asked.candidates, asked.crops, asked.crop_scale, asked.critical
+            )
+            images = critical_mosaics(ctx, source, networks, self.budget(source), how)
+            return replace(plain, selection=None), given(images, plain.preprocessing, ctx.device)
+        return plain, given(plain.images, plain.preprocessing, ctx.device)
+
+    def mask(self, ctx: Context, networks: Sequence[Network], preprocessing: Preprocessing) -> Mask | None:
+        if self.config.epsilon is None:
+            return None
+        return CriticalMasks(
+            networks, epsilon=self.config.epsilon, preprocessing=preprocessing, device=ctx.device
+        )
