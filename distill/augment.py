@@ -364,7 +364,7 @@ def draw_mix(
         height, width: of the images, pixels.
     """
     counter = _Counter(seed, epoch, index)
-    partner = index if kind == "selfmix" else counter.integers(_PARTNER, below=count)
+    partner = draw_partners(kind, seed=seed, epoch=epoch, index=index, count=count)
     ratio = _beta(counter.uniform(_RATIO), alpha)
     if kind == "mixup":
         return Mix(partner, ratio, None)
@@ -377,6 +377,13 @@ def draw_mix(
     box = torch.stack(edges, dim=1)
     area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
     return Mix(partner, 1 - area / (height * width), box)
+
+
+def draw_partners(kind: str, *, seed: int | Tensor, epoch: int | Tensor, index: Tensor, count: int) -> Tensor:
+    """Which samples the samples `index` are mixed with, int64 (B,); themselves for kinds of one image."""
+    if kind not in ("mixup", "cutmix"):
+        return index
+    return _Counter(seed, epoch, index).integers(_PARTNER, below=count)
 
 
 def _beta(uniform: Tensor, alpha: float) -> Tensor:

@@ -11,7 +11,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill.cache.identity import cache_key, definition_parts, preprocessing_parts, producer_version
+from distill.cache.identity import (
+    cache_key,
+    definition_parts,
+    preprocessing_parts,
+    producer_version,
+    training_parts,
+)
 from distill.cache.trajectories import FORMAT, Layout, Trajectories, TrajectoryFolder
 from distill.contracts import Context, Preprocessing, Source
 from distill.files import write_bytes_atomically
@@ -174,7 +180,7 @@ def _identity(
         "data": source.train.fingerprint,
         "classes": len(source.classes),
         "model": definition_parts(first.model),
-        "train": first.config.model_dump(mode="json"),
+        "train": training_parts(first.config),
         "epochs": list(epochs),
         # The network's definition, and its weights where they come from a file that may change; expert 0 tells both.
         "initial": initial,

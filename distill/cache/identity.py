@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.contracts import Preprocessing
 from distill.models.torchvision_models import TorchvisionConfig
-from distill.training.config import Strict
+from distill.training.config import Strict, TrainConfig
 
 # Raised whenever values change for the same inputs, so that older ones are not served; each for itself, as networks
 # cost hours and rows of features seconds.
@@ -34,6 +34,11 @@ def cache_key(kind: str, parts: Mapping[str, Any]) -> str:
     whole = {"kind": kind, "producer": producer_version(kind), "parts": parts}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def training_parts(config: TrainConfig) -> dict[str, Any]:
+    """The parts of a key that tell how a network was trained on classes: without what counts for soft labels alone."""
+    return config.model_dump(mode="json", exclude={"dbr_weight"})
 
 
 def definition_parts(model: Strict) -> dict[str, Any]:

@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill.cache.identity import cache_key, definition_parts, has_weights_file, producer_version
+from distill.cache.identity import (
+    cache_key,
+    definition_parts,
+    has_weights_file,
+    producer_version,
+    training_parts,
+)
 from distill.cache.networks import Network, load_network, save_network
 from distill.contracts import Context, Preprocessing, Source, Split
 from distill.errors import InputError
@@ -258,7 +264,7 @@ def _identity(ctx: Context, source: Source, config: TeacherConfig, job: Job) -> 
         "valid": source.valid.fingerprint,
         "classes": len(source.classes),
         "model": definition_parts(config.model),
-        "train": config.train.model_dump(mode="json"),
+        "train": training_parts(config.train),
         # The network's definition, and its weights where they come from a file that may change.
         "initial": digest(initial_network(job)),
         "mean": list(source.mean),

@@ -31,7 +31,7 @@ from distill.contracts import (
     StepKind,
     Training,
 )
-from distill.labels.codecs import encode
+from distill.labels.codecs import encode, refuse_distances
 from distill.labels.ensemble import Ensemble
 from distill.labels.labelling import with_labels
 from distill.labels.pool import PoolTeacher, outlines
@@ -73,7 +73,9 @@ class SoftLabel(Distiller):
                 self.config.views.check_teachers(outlines([teacher], source), classes=len(source.classes))
 
     def check_training(self, train: TrainConfig, *, classes: int) -> None:
-        if self.config.views is not None:
+        if self.config.views is None:
+            refuse_distances(train.loss, fix="change train.loss, or have views labelled (views: {})")
+        else:
             with placed("views"):
                 self.config.views.check(train, classes=classes)
                 if self.config.ipc is not None:

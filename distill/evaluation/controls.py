@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.contracts import DistilledSet, Preprocessing, SoftLabels, Source
 from distill.errors import InputError
-from distill.labels.codecs import CODECS, ONLINE, decode, refuse_loss
+from distill.labels.codecs import CODECS, ONLINE, decode, refuse_distances, refuse_loss
 from distill.labels.view_labels import plan_of
 from distill.randomness import derive_seed
 from distill.selection import class_counts, random_subset, source_counts
@@ -106,8 +106,12 @@ def check_labels(distilled: DistilledSet, regimes: tuple[str, ...] | None, again
     """Raise InputError where students cannot learn from the set's labels as they are asked to; costs nothing."""
     plan = None if distilled.soft is None else plan_of(distilled.soft)
     asked = _regimes(distilled, regimes)
-    if plan is not None and (set(asked) != {"hard"} or "random_soft" in against):
+    if set(asked) == {"hard"} and "random_soft" not in against:
+        return
+    if plan is not None:
         _refuse_other_views(distilled, plan)
+    else:
+        refuse_distances(distilled.train.loss, fix="change train.loss, or evaluate in the regime hard")
 
 
 def _refuse_other_classes(distilled: DistilledSet, source: Source) -> None:

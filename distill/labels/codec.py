@@ -25,14 +25,18 @@ class Codec(ABC):
     holds_logits: ClassVar[bool] = True
     # Whether what is kept is right at the labels' own temperature only.
     belongs_to_temperature: ClassVar[bool] = False
+    # Whether what is kept is of the classes of the two images of a mixed view, which must then be told.
+    of_pairs: ClassVar[bool] = False
 
     @abstractmethod
-    def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Arrays that hold `logits`, float (V, N, C) and finite, on any device."""
+    def encode(
+        self, logits: Tensor, attributes: Mapping[str, Any], pairs: Tensor | None
+    ) -> dict[str, np.ndarray]:
+        """Arrays that hold `logits`, float (V, N, C) and finite, on any device; `pairs` are int64 (V, N, 2)."""
 
     @abstractmethod
-    def decode(self, soft: SoftLabels) -> Tensor:
-        """float32 logits (V, N, C), on the CPU."""
+    def decode(self, soft: SoftLabels, pairs: Tensor | None) -> Tensor:
+        """float32 logits (V, N, C), on the CPU; `pairs` as they were encoded with."""
 
     @abstractmethod
     def shapes(

@@ -16,13 +16,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from distill.augment import draw_partners
 from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError, InputError, NonFiniteError
-from distill.labels import logit_codecs, probability_codecs
+from distill.labels import distance_codec, logit_codecs, probability_codecs
 from distill.labels.codec import CODECS, Codec, register
 from distill.randomness import pass_order
 from distill.registry import nearest
-from distill.training.config import LOGIT_LOSSES, Strict
+from distill.training.config import DISTANCE_LOSSES, LOGIT_LOSSES, TWO_IMAGES, Strict
 
 __all__ = ["CODECS", "Codec", "CodecConfig", "check", "decode", "encode", "label_bytes", "register"]
 
@@ -35,8 +36,8 @@ VIEWS = "views"
 # In the place of a codec's name: no labels are stored, the teachers are asked as students train.
 ONLINE = "online"
 
-CodecName = Literal["full", "topk", "quantised", "marginal_smoothing", "marginal_renormalised"]
-assert {logit_codecs, probability_codecs}  # imported for the codecs that they register
+CodecName = Literal["full", "topk", "quantised", "marginal_smoothing", "marginal_renormalised", "dbr"]
+assert {distance_codec, logit_codecs, probability_codecs}  # imported for the codecs that they register
 
 
 _DEFAULTS = {"k": 10, "bits": 8}
@@ -71,7 +72,14 @@ class CodecConfig(Strict):
         options = {
             name: min(value, classes) if name == "k" else value for name, value in self.options.items()
         }
-        one = encode(torch.zeros(1, 1, classes), codec=self.name, temperature=1.0, teacher="", **options)
+        one = encode(
+            torch.zeros(1, 1, classes),
+            codec=self.name,
+            temperature=1.0,
+            teacher="",
+            pairs=torch.zeros(1, 1, 2, dtype=torch.int64),
+            **options,
+        )
         return label_bytes(one)
 
     def check(self, classes: int) -> None:
@@ -100,7 +108,19 @@ def refuse_loss(codec: str, loss: str, *, fix: str) -> None:
             f"the loss {loss} compares logits, and codec {codec} stores probabilities",
             where="train.loss",
             found=loss,
-            allowed="cross_entropy or kl; or codec full, topk or quantised",
+            allowed="cross_entropy, kl, dbr_l1 or dbr_l2; or codec full, topk or quantised",
+            fix=fix,
+        )
+
+
+def refuse_distances(loss: str, *, fix: str) -> None:
+    """Raise InputError where the loss compares distances of mixed views, and labels are of images as they are."""
+    if loss in DISTANCE_LOSSES:
+        raise InputError(
+            f"the loss {loss} compares distances of mixed views, and the labels are of images as they are",
+            where="train.loss",
+            found=loss,
+            allowed="cross_entropy, kl, mse or cosine",
             fix=fix,
         )
 
@@ -111,6 +131,7 @@ def encode(
     codec: str,
     temperature: float,
     teacher: str | Mapping[str, Any],
+    pairs: Tensor | None = None,
     **attributes: Any,
 ) -> SoftLabels:
     """Store soft labels.
@@ -120,6 +141,7 @@ def encode(
         codec: name in `CODECS`.
         temperature: at which the labels are meant to be softened, above 0.
         teacher: who labelled, JSON-able.
+        pairs: int64 (V, N, 2), the classes of the two images of each mixed view; for codecs `of_pairs`.
         attributes: further JSON-able facts, and the options of the codec.
 
     Raises:
@@ -138,32 +160,50 @@ def encode(
             "the teacher gave NaN or infinite logits", fix="train the teacher with a lower learning rate"
         )
     facts = {**attributes, "teacher": teacher, "temperature": float(temperature)}
-    if _codec(codec).options:
+    if _codec(codec).options or _codec(codec).of_pairs:
         facts["classes"] = values.shape[2]
     for option in _codec(codec).options:
         facts.setdefault(
             option, min(_DEFAULTS[option], values.shape[2]) if option == "k" else _DEFAULTS[option]
         )
-    return SoftLabels(codec, _codec(codec).encode(values, facts), facts)
+    return SoftLabels(codec, _codec(codec).encode(values, facts, pairs), facts)
 
 
-def decode(soft: SoftLabels) -> Tensor:
-    """float32 logits (V, N, C) of stored labels, on the CPU."""
-    return _codec(soft.codec).decode(soft)
+def decode(soft: SoftLabels, pairs: Tensor | None = None) -> Tensor:
+    """float32 logits (V, N, C) of stored labels, on the CPU; `pairs` as in `encode`."""
+    return _codec(soft.codec).decode(soft, pairs)
 
 
-def decode_rows(soft: SoftLabels, view: int, rows: slice) -> Tensor:
-    """float32 logits (n, C) of some rows of one label set; nothing else is read where the arrays are mapped files."""
+def decode_rows(soft: SoftLabels, view: int, rows: slice, pairs: Tensor | None = None) -> Tensor:
+    """float32 logits (n, C) of some rows of one label set; nothing else is read where the arrays are mapped files.
+
+    Args:
+        soft: the labels.
+        view: which label set.
+        rows: which rows of it.
+        pairs: int64 (n, 2), as in `encode`.
+    """
     arrays = {name: array[view : view + 1, rows] for name, array in soft.arrays.items() if name != KEPT}
-    return _codec(soft.codec).decode(SoftLabels(soft.codec, arrays, soft.attributes))[0]
+    part = SoftLabels(soft.codec, arrays, soft.attributes)
+    return _codec(soft.codec).decode(part, None if pairs is None else pairs[None])[0]
 
 
-def probabilities(soft: SoftLabels, *, passes: int | None = None) -> Tensor:
+def is_of_pairs(codec: str) -> bool:
+    """Whether labels of that codec are told with the classes of the two images of each mixed view."""
+    return codec in CODECS and CODECS[codec].of_pairs
+
+
+def probabilities(soft: SoftLabels, *, classes: Tensor, passes: int | None = None) -> Tensor:
     """float32 (N, C): softmax(logits / stored temperature), the mean over the V label sets, or the first `passes`.
 
     Labels of views lie in the order in which students see them; here each image has its own. Under mixing a view's
     label tells of two images, and so does the mean. Views that calibration drops do not count, but for images that have
     no other.
+
+    Args:
+        soft: the labels.
+        classes: of the images, int64 (N,).
+        passes: how many label sets count.
     """
     any_array = next(array for name, array in soft.arrays.items() if name != KEPT)
     images = any_array.shape[1]
@@ -174,16 +214,26 @@ def probabilities(soft: SoftLabels, *, passes: int | None = None) -> Tensor:
     weights = torch.zeros(images, 1)
     every: Tensor | None = None
     for view in range(count):
-        found = (decode_rows(soft, view, slice(None)) / soft.attributes["temperature"]).softmax(dim=1)
+        rows = torch.arange(images) if plan is None else pass_order(plan["seed"], view, images)
+        pairs = _pairs(soft, view, rows, classes)
+        found = (decode_rows(soft, view, slice(None), pairs) / soft.attributes["temperature"]).softmax(dim=1)
         if total is None or every is None:
             total, every = torch.zeros_like(found), torch.zeros_like(found)
-        rows = torch.arange(images) if plan is None else pass_order(plan["seed"], view, images)
         weight = torch.ones(images, 1) if kept is None else torch.from_numpy(kept[view].astype("f4"))[:, None]
         total[rows] += weight * found
         weights[rows] += weight
         every[rows] += found
     assert total is not None and every is not None, "a label set"
     return torch.where(weights > 0, total / weights.clamp(min=1), every / count)
+
+
+def _pairs(soft: SoftLabels, view: int, rows: Tensor, classes: Tensor) -> Tensor | None:
+    """The pairs (N, 2) of a label set whose row n is a view of image `rows[n]`; None where the codec needs none."""
+    if not is_of_pairs(soft.codec):
+        return None
+    plan = soft.attributes[VIEWS]
+    partner = draw_partners(plan["mix"], seed=plan["seed"], epoch=view, index=rows, count=len(rows))
+    return torch.stack([classes[rows], classes[partner]], dim=1)
 
 
 def is_stored(soft: SoftLabels | None) -> bool:
@@ -221,6 +271,8 @@ def check(soft: SoftLabels, *, images: int, classes: int) -> None:
         )
     CODECS[soft.codec].check(soft, images=images, classes=classes)
     _check_passes(soft)
+    if is_of_pairs(soft.codec):
+        _check_mixed(soft)
 
 
 def _check_passes(soft: SoftLabels) -> None:
@@ -235,6 +287,18 @@ def _check_passes(soft: SoftLabels) -> None:
             "the labels do not match the plan of their views",
             found=f"{', '.join(map(str, sorted(found)))} label sets",
             allowed=f"{passes}, one a pass",
+        )
+
+
+def _check_mixed(soft: SoftLabels) -> None:
+    """Labels of pairs have a plan of views of two images."""
+    plan = soft.attributes.get(VIEWS)
+    mix = plan.get("mix") if isinstance(plan, dict) else None
+    if mix not in TWO_IMAGES:
+        raise DamagedDataError(
+            f"labels by codec {soft.codec} do not say which two images their views are mixed from",
+            found=f"mix: {mix}",
+            allowed=f"views with mix: {' or '.join(TWO_IMAGES)}",
         )
 
 

@@ -79,6 +79,6 @@ def view_labels(
     if soft is None or plan_of(soft) is None:
         return None
     if soft.codec != ONLINE:
-        return StoredLabels(soft)
+        return StoredLabels(soft, distilled.labels)
     teachers = teachers or set_teachers(ctx, source, distilled)
     return teachers.online(distilled.labels)

@@ -21,10 +21,12 @@ class Full(Codec):
 
     name = "full"
 
-    def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def encode(
+        self, logits: Tensor, attributes: Mapping[str, Any], pairs: Tensor | None
+    ) -> dict[str, np.ndarray]:
         return {"logits": half(logits).numpy()}
 
-    def decode(self, soft: SoftLabels) -> Tensor:
+    def decode(self, soft: SoftLabels, pairs: Tensor | None) -> Tensor:
         return _float(soft.arrays["logits"])
 
     def shapes(
@@ -46,7 +48,9 @@ class TopK(Codec):
     options = ("k",)
     belongs_to_temperature = True
 
-    def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def encode(
+        self, logits: Tensor, attributes: Mapping[str, Any], pairs: Tensor | None
+    ) -> dict[str, np.ndarray]:
         k, temperature = attributes["k"], attributes["temperature"]
         values, index = logits.float().topk(k, dim=2)
         rest = logits.float().scatter(2, index, -math.inf)
@@ -59,7 +63,7 @@ class TopK(Codec):
             "tail": half(tail).numpy(),
         }
 
-    def decode(self, soft: SoftLabels) -> Tensor:
+    def decode(self, soft: SoftLabels, pairs: Tensor | None) -> Tensor:
         classes = soft.attributes["classes"]
         tail = _float(soft.arrays["tail"])
         logits = tail[..., None].expand(*tail.shape, classes).clone()
@@ -91,7 +95,9 @@ class Quantised(Codec):
     name = "quantised"
     options = ("bits",)
 
-    def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def encode(
+        self, logits: Tensor, attributes: Mapping[str, Any], pairs: Tensor | None
+    ) -> dict[str, np.ndarray]:
         most = (1 << attributes["bits"]) - 1
         logits = logits.float()
         low = logits.amin(dim=2).half().float()
@@ -104,7 +110,7 @@ class Quantised(Codec):
             packed = _pack(packed)
         return {"levels": packed, "low": half(low).numpy(), "step": half(step).numpy()}
 
-    def decode(self, soft: SoftLabels) -> Tensor:
+    def decode(self, soft: SoftLabels, pairs: Tensor | None) -> Tensor:
         levels = soft.arrays["levels"]
         if soft.attributes["bits"] == 4:
             levels = _unpack(levels, soft.attributes["classes"])

@@ -28,7 +28,9 @@ class _Marginal(Codec):
     holds_logits = False
     belongs_to_temperature = True
 
-    def encode(self, logits: Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def encode(
+        self, logits: Tensor, attributes: Mapping[str, Any], pairs: Tensor | None
+    ) -> dict[str, np.ndarray]:
         values, index = (
             (logits.float() / attributes["temperature"]).softmax(dim=2).topk(attributes["k"], dim=2)
         )
@@ -66,7 +68,7 @@ class MarginalSmoothing(_Marginal):
 
     name = "marginal_smoothing"
 
-    def decode(self, soft: SoftLabels) -> Tensor:
+    def decode(self, soft: SoftLabels, pairs: Tensor | None) -> Tensor:
         values = torch.from_numpy(soft.arrays["values"].astype(np.float32))
         others = max(soft.attributes["classes"] - soft.attributes["k"], 1)
         return self._scattered(soft, values, (1 - values.sum(dim=2)).clamp(min=0) / others)
@@ -78,7 +80,7 @@ class MarginalRenormalised(_Marginal):
 
     name = "marginal_renormalised"
 
-    def decode(self, soft: SoftLabels) -> Tensor:
+    def decode(self, soft: SoftLabels, pairs: Tensor | None) -> Tensor:
         values = torch.from_numpy(soft.arrays["values"].astype(np.float32))
         total = values.sum(dim=2, keepdim=True).clamp(min=_NEVER)
         return self._scattered(soft, values / total, torch.zeros(values.shape[:2]))

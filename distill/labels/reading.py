@@ -53,6 +53,7 @@ def views(
     images = DeviceImages(
         Pool(distilled.images, distilled.labels, distilled.preprocessing), torch.device(device)
     )
-    for batch in PlannedBatches(StoredLabels(soft), images, train).epoch(epoch):
+    labels = StoredLabels(soft, distilled.labels)
+    for batch in PlannedBatches(labels, images, train, classes=distilled.labels).epoch(epoch):
         kept = slice(None) if batch.weights is None else batch.weights[0] > 0
         yield batch.images[0][kept], batch.targets[0][kept]

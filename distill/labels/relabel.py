@@ -24,11 +24,11 @@ from distill.contracts import Context, DistilledSet, Labelling, SoftLabels
 from distill.errors import InputError
 from distill.files import disk_errors, reserve, write_bytes_atomically
 from distill.labels.calibration import Calibration
-from distill.labels.codecs import KEPT, VIEWS, CodecConfig, encode, refuse_loss
+from distill.labels.codecs import KEPT, VIEWS, CodecConfig, encode, is_of_pairs, refuse_loss
 from distill.labels.ensemble import BatchNormMode, Combine, refuse_without_batch_norm
 from distill.labels.view_labels import OnlineLabels, plan_attributes
-from distill.training.batches import DeviceImages, PlannedViews
-from distill.training.config import LOGIT_LOSSES, Strict, TrainConfig
+from distill.training.batches import DeviceImages, PlannedViews, class_pairs
+from distill.training.config import DISTANCE_LOSSES, LOGIT_LOSSES, TWO_IMAGES, Strict, TrainConfig
 from distill.training.job import Pool, ViewPlan
 
 _SAVE_SECONDS = 20.0
@@ -70,6 +70,7 @@ class Relabelling(Strict):
         else:
             self.codec.check(classes)
             refuse_loss(self.codec.name, train.loss, fix="change train.loss or the codec")
+        self._refuse_unmixed(train)
         if self.calibration is not None and train.loss in LOGIT_LOSSES:
             raise InputError(
                 f"the loss {train.loss} compares logits, and calibration softens labels as probabilities",
@@ -86,6 +87,21 @@ class Relabelling(Strict):
                 allowed="mix: none or selfmix",
                 fix="change train.mix, or leave calibration out",
             )
+
+    def _refuse_unmixed(self, train: TrainConfig) -> None:
+        """Raise InputError where distances to two classes are asked for, and views are of one image."""
+        for where, what, asked in (
+            ("train.loss", f"the loss {train.loss}", train.loss in DISTANCE_LOSSES),
+            ("codec", f"codec {self.codec.name}", is_of_pairs(self.codec.name)),
+        ):
+            if asked and train.mix not in TWO_IMAGES:
+                raise InputError(
+                    f"{what} takes distances to the classes of the two images that a view is mixed from",
+                    where=where,
+                    found=f"train.mix: {train.mix}",
+                    allowed=f"train.mix: {' or '.join(TWO_IMAGES)}",
+                    fix="set train.mix: cutmix, or take another loss or codec",
+                )
 
     def refuse_lonely_images(self, train: TrainConfig, images: int) -> None:
         """Raise InputError where a teacher would normalise a micro-batch of one image by itself."""
@@ -166,7 +182,8 @@ def relabel(
         task.advance(store.done)
         for epoch in range(store.done, labels.plan.epochs):
             logits, kept = _pass(ready, views, epoch)
-            soft = encode(logits[None], codec=codec.name, **{**facts, **codec.options})
+            pairs = class_pairs(labels.plan, epoch, views.order(epoch), ready.classes)[None]
+            soft = encode(logits[None], codec=codec.name, pairs=pairs, **{**facts, **codec.options})
             arrays = dict(soft.arrays)
             if kept is not None:
                 arrays[KEPT] = kept.cpu().numpy().astype(np.uint8)[None]
@@ -179,7 +196,8 @@ def relabel(
     stored = store.arrays()
     if labels.calibration is not None:
         tell_kept(ctx, float(stored[KEPT].mean()))
-    options = {**codec.options, "classes": len(plain.classes)} if codec.options else {}
+    told = codec.options or is_of_pairs(codec.name)
+    options = {**codec.options, "classes": len(plain.classes)} if told else {}
     return SoftLabels(codec.name, stored, {**facts, **options})
 
 

@@ -113,7 +113,7 @@ class SetTeachers:
         if self.plan is not None:
             views: ViewLabels = self.online(pool.targets)
             if self.soft.codec != ONLINE:
-                views = CodedLabels(views, replace(self.soft, arrays={}))
+                views = CodedLabels(views, replace(self.soft, arrays={}), pool.targets)
             return replace(pool, views=views)
         images, labellers = DeviceImages(pool, self.device), self.ensemble.on(self.device)
         blocks = torch.arange(len(images), device=self.device).split(_BLOCK)

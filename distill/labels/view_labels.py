@@ -15,8 +15,9 @@ from torch import Tensor
 from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError
 from distill.labels.calibration import Calibration
-from distill.labels.codecs import KEPT, VIEWS, decode, decode_rows, encode
+from distill.labels.codecs import KEPT, VIEWS, decode, decode_rows, encode, is_of_pairs
 from distill.labels.ensemble import Ensemble, Labellers
+from distill.training.batches import class_pairs
 from distill.training.config import Augment, Mixing
 from distill.training.job import ViewLabels, ViewPlan
 
@@ -65,22 +66,30 @@ def plan_attributes(plan: ViewPlan) -> dict[str, Any]:
 
 
 class StoredLabels(ViewLabels):
-    """Labels that a set stores, one pass of the plan a label set, in the plan's order."""
+    """Labels that a set stores, one pass of the plan a label set, in the plan's order.
 
-    def __init__(self, soft: SoftLabels) -> None:
+    Args:
+        soft: the labels.
+        classes: of the images, int64 (N,).
+    """
+
+    def __init__(self, soft: SoftLabels, classes: Tensor) -> None:
         plan = plan_of(soft)
         assert plan is not None, "labels of views"
-        self.plan, self.soft = plan, soft
+        self.plan, self.soft, self.classes = plan, soft, classes
         self.device = torch.device("cpu")
 
     def on(self, device: torch.device) -> StoredLabels:
-        ready = StoredLabels(self.soft)
+        ready = StoredLabels(self.soft, self.classes)
         ready.device = device
         return ready
 
     def batch(self, epoch: int, start: int, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
         rows = slice(start, start + len(images))
-        logits = decode_rows(self.soft, epoch, rows).to(self.device, non_blocking=True)
+        pairs = None
+        if is_of_pairs(self.soft.codec):
+            pairs = class_pairs(self.plan, epoch, index.cpu(), self.classes)
+        logits = decode_rows(self.soft, epoch, rows, pairs).to(self.device, non_blocking=True)
         if KEPT not in self.soft.arrays:
             return logits, None
         kept = torch.from_numpy(self.soft.arrays[KEPT][epoch, rows].astype("f4"))
@@ -94,10 +103,12 @@ class CodedLabels(ViewLabels):
     Args:
         labels: as the teachers give them.
         soft: labels that were stored by the codec; its arrays are not read.
+        classes: of the images, int64 (N,).
     """
 
     labels: ViewLabels
     soft: SoftLabels
+    classes: Tensor
 
     def __post_init__(self) -> None:
         self.plan = self.labels.plan
@@ -107,8 +118,11 @@ class CodedLabels(ViewLabels):
 
     def batch(self, epoch: int, start: int, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
         logits, kept = self.labels.batch(epoch, start, images, index)
-        coded = encode(logits[None], codec=self.soft.codec, **self.soft.attributes)
-        return decode(coded)[0].to(logits.device), kept
+        pairs = None
+        if is_of_pairs(self.soft.codec):
+            pairs = class_pairs(self.plan, epoch, index.cpu(), self.classes)[None]
+        coded = encode(logits[None], codec=self.soft.codec, pairs=pairs, **self.soft.attributes)
+        return decode(coded, pairs)[0].to(logits.device), kept
 
 
 @dataclass(eq=False)

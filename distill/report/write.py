@@ -28,7 +28,7 @@ def write_report(
     text = json.dumps(to_report(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
     soft = None
     if distilled.soft is not None and is_stored(distilled.soft):
-        soft = probabilities(distilled.soft, passes=_PASSES).numpy()
+        soft = probabilities(distilled.soft, classes=distilled.labels, passes=_PASSES).numpy()
     page = render(
         evaluation,
         images=displayable(distilled.images),

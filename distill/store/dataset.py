@@ -59,7 +59,7 @@ class SetDataset(Dataset[tuple[Tensor, Tensor]]):
         if not self.soft:
             return self.set.labels
         assert self.set.soft is not None, "stored soft labels"
-        return codecs.probabilities(self.set.soft)
+        return codecs.probabilities(self.set.soft, classes=self.set.labels)
 
     @property
     def classes(self) -> tuple[str, ...]:

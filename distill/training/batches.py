@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.augment import apply_mix, apply_views
+from distill.augment import apply_mix, apply_views, draw_partners
 from distill.contracts import Preprocessing
 from distill.preprocessing import Transform
 from distill.randomness import counter_integers, counter_permutation, derive_seed, pass_order
-from distill.training.config import LOGIT_LOSSES, TrainConfig
+from distill.training.config import DISTANCE_LOSSES, LOGIT_LOSSES, TrainConfig
 from distill.training.job import Job, Pool, ViewLabels, ViewPlan
 from distill.training.looks import Looks
 from distill.training.memory import memory_errors
@@ -116,12 +116,16 @@ class Batch:
         targets: int64 (K, B) classes, or float32 (K, B, C): probabilities, or logits where the loss takes these.
         index: int64 (K, B), numbers of the samples in their jobs.
         weights: float32 (K, B), None where all samples count alike.
+        pairs: int64 (K, B, 2), the classes of the image and of the one that is mixed in, for losses that ask for them.
+        ratio: float32 (K, B), the share of the image itself, beside `pairs`.
     """
 
     images: Tensor
     targets: Tensor
     index: Tensor
     weights: Tensor | None = None
+    pairs: Tensor | None = None
+    ratio: Tensor | None = None
 
     def for_networks(self, count: int) -> Batch:
         """The batch of one network as that of `count` networks."""
@@ -172,7 +176,7 @@ class Batches:
         if pool.views is None:
             return None
         assert all(job.pool is pool and job.indices is None for job in jobs), "one plan, all of its images"
-        return PlannedBatches(pool.views, self.pools[pool].images, jobs[0].config)
+        return PlannedBatches(pool.views, self.pools[pool].images, jobs[0].config, classes=pool.targets)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch; the last may be short."""
@@ -270,8 +274,11 @@ class PlannedBatches:
     Large-scale Dataset Distillation?", NeurIPS 2024, section 3.3): the fewer passes, the fewer labels are stored.
     """
 
-    def __init__(self, labels: ViewLabels, images: DeviceImages, config: TrainConfig) -> None:
+    def __init__(
+        self, labels: ViewLabels, images: DeviceImages, config: TrainConfig, *, classes: Tensor
+    ) -> None:
         self.labels = labels.on(images.device)
+        self.classes = classes.to(images.device)
         self.views = PlannedViews(labels.plan, images, scattered=labels.plan.epochs != config.epochs)
         self.config = config
 
@@ -280,7 +287,17 @@ class PlannedBatches:
             images, index = self.views.batch(epoch, start)
             logits, weights = self.labels.batch(epoch, start, images, index)
             targets = soft_targets(logits, self.config)
-            yield Batch(images[None], targets[None], index[None], None if weights is None else weights[None])
+            pairs, ratio = self._mixed(epoch, index)
+            yield Batch(
+                *(None if x is None else x[None] for x in (images, targets, index, weights, pairs, ratio))  # type: ignore[arg-type]
+            )
+
+    def _mixed(self, epoch: int, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The classes (B, 2) of the two images of each view, and the share of the first (B,), where the loss asks."""
+        if self.config.loss not in DISTANCE_LOSSES:
+            return None, None
+        mix = self.views.looks.mix(epoch, index[None])
+        return class_pairs(self.views.plan, epoch, index, self.classes), mix.ratio
 
     def _places(self, number: int) -> Iterator[tuple[int, int]]:
         """Pass and start of each batch of an epoch."""
@@ -292,6 +309,20 @@ class PlannedBatches:
         places = torch.arange(len(starts))
         drawn = counter_integers(seed, number, places, 0, below=plan.epochs * len(starts))
         yield from ((place // len(starts), starts[place % len(starts)]) for place in drawn.tolist())
+
+
+def class_pairs(plan: ViewPlan, epoch: int, index: Tensor, classes: Tensor) -> Tensor:
+    """The classes of the images `index` of a pass and of those that are mixed in: int64 (B, 2).
+
+    Args:
+        plan: which views.
+        epoch: the pass.
+        index: int64 (B,).
+        classes: of all images, int64 (N,).
+    """
+    count = len(classes)
+    partner = draw_partners(plan.mix, seed=plan.seed, epoch=epoch, index=index, count=count)
+    return torch.stack([classes[index], classes[partner]], dim=1)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ Mixing = Literal["none", "mixup", "cutmix", "selfmix"]
 Share = Annotated[float, Field(gt=0, le=1)]
 # Losses that compare logits, where the others compare probabilities.
 LOGIT_LOSSES = ("mse", "cosine")
+# Losses that compare distances to the classes of the two images of a mixed view.
+DISTANCE_LOSSES = ("dbr_l1", "dbr_l2")
+# What mixes a view with another image, which has a class of its own.
+TWO_IMAGES = ("mixup", "cutmix")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -31,8 +35,8 @@ class TrainConfig(Strict):
     half-way (`schedule: step`) and DSA; these are the defaults. `label_smoothing` is for hard labels, `temperature` and
     the losses besides cross-entropy for soft ones. `crop_scale` is the least share of an image that `resized_crop`
     keeps. A `cosine_stretch` above 1 ends the cosine before it is at 0. A batch goes through the network in
-    `micro_batches` parts whose gradients add up, so that batch norm sees one part. A `gsam_rho` above 0 looks for flat
-    minima (distill/training/gsam.py), at twice the cost.
+    `micro_batches` parts whose gradients add up, so that batch norm sees one part. `dbr_weight` belongs to the losses
+    `dbr_l1` and `dbr_l2`. A `gsam_rho` above 0 looks for flat minima (distill/training/gsam.py), at twice the cost.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -49,7 +53,8 @@ class TrainConfig(Strict):
     crop_scale: Share = 0.08
     mix: Mixing = "none"
     mix_alpha: Positive = 1.0
-    loss: Literal["cross_entropy", "kl", "mse", "cosine"] = "cross_entropy"
+    loss: Literal["cross_entropy", "kl", "mse", "cosine", "dbr_l1", "dbr_l2"] = "cross_entropy"
+    dbr_weight: NonNegative = 1.0
     temperature: Positive = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gsam_rho: NonNegative = 0.0

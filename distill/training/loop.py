@@ -128,7 +128,13 @@ def _fit(
                 logits = networks(part.images)
             logits = logits.float()
             losses = network_losses(
-                logits, part.targets, config, temperature=batches.temperature, weights=part.weights
+                logits,
+                part.targets,
+                config,
+                temperature=batches.temperature,
+                weights=part.weights,
+                pairs=part.pairs,
+                ratio=part.ratio,
             )
             losses = losses * part.share(batch)
             losses.sum().backward()
@@ -227,6 +233,8 @@ def network_losses(
     *,
     temperature: float,
     weights: Tensor | None = None,
+    pairs: Tensor | None = None,
+    ratio: Tensor | None = None,
 ) -> Tensor:
     """Mean loss of each network over its batch.
 
@@ -239,17 +247,22 @@ def network_losses(
     - `cosine`: 1 - cos(z, t) (Shang et al., "GIFT: Unlocking Full Potential of Labels in Distilled Dataset at
       Near-zero Cost", ICLR 2025, without their share of a tenth of the smoothed hard label in t: mixed views have no
       class of their own).
+    - `dbr_l1`, `dbr_l2`: see `_distance_losses`; without pairs, where labels are classes, cross-entropy.
 
     Args:
         logits: float32 (K, B, C).
         targets: int64 (K, B); or float32 (K, B, C), probabilities or logits, see `soft_targets`.
         temperature: T; 1 where the targets come from classes and not from a teacher.
         weights: of the samples, float32 (K, B); None is 1 for all.
+        pairs, ratio: as in `Batch`, for the losses that compare distances.
 
     Returns:
         float32 (K,).
     """
-    per_sample = _sample_losses(logits, targets, config, temperature=temperature)
+    if pairs is not None and ratio is not None:
+        per_sample = _distance_losses(logits, targets, config, pairs, ratio, temperature=temperature)
+    else:
+        per_sample = _sample_losses(logits, targets, config, temperature=temperature)
     if weights is None:
         return per_sample.mean(dim=1)
     return (per_sample * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)
@@ -273,6 +286,29 @@ def _sample_losses(logits: Tensor, targets: Tensor, config: TrainConfig, *, temp
     if config.loss == "kl":
         per_sample = per_sample + torch.xlogy(targets, targets).sum(dim=2)
     return per_sample * temperature**2
+
+
+def _distance_losses(
+    logits: Tensor, targets: Tensor, config: TrainConfig, pairs: Tensor, ratio: Tensor, *, temperature: float
+) -> Tensor:
+    """Distance-based representative transfer: the loss of every sample, float32 (K, B).
+
+    Of a view that is mixed from images of classes o (share l) and a, with student logits z and teacher probabilities p
+    at temperature T (Tran et al., "Enhancing Dataset Distillation via Non-Critical Region Refinement", CVPR 2025),
+
+        l CE(z, o) + (1 - l) CE(z, a) + w sum over y in {o, a} of D(T d_y),
+        d_y = -log softmax(z / T)_y + log p_y,
+
+    with w = `dbr_weight`, and D the absolute value (`dbr_l1`) or the square (`dbr_l2`); the paper does not say which.
+    As elsewhere T keeps the gradient's size independent of T.
+    """
+    nearness = F.log_softmax(logits, dim=2).gather(2, pairs)
+    hard = -(ratio * nearness[..., 0] + (1 - ratio) * nearness[..., 1])
+    tiny = torch.finfo(targets.dtype).tiny
+    theirs = targets.gather(2, pairs).clamp(min=tiny).log()
+    gap = temperature * (theirs - F.log_softmax(logits / temperature, dim=2).gather(2, pairs))
+    distance = gap.abs() if config.loss == "dbr_l1" else gap.square()
+    return hard + config.dbr_weight * distance.sum(dim=2)
 
 
 def _test(networks: Networks, jobs: Sequence[Job], *, device: torch.device) -> list[float | None]:

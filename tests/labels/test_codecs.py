@@ -22,9 +22,11 @@ def logits(V: int = 2, N: int = 5, C: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("V", [1, 3])
 def test_every_codec_passes_its_own_check(name: str, V: int) -> None:
-    soft = encode(logits(V), codec=name, temperature=4, teacher="t")
+    pairs = torch.arange(V * 5 * 2).view(V, 5, 2) % 3
+    plan = {"views": {"mix": "cutmix", "epochs": V}} if CODECS[name].of_pairs else {}
+    soft = encode(logits(V), codec=name, temperature=4, teacher="t", pairs=pairs, **plan)
     check(soft, images=5, classes=3)
-    out = decode(soft)
+    out = decode(soft, pairs)
     assert (out.dtype, tuple(out.shape), out.device.type) == (torch.float32, (V, 5, 3), "cpu")
 
 
@@ -65,7 +67,7 @@ def test_probabilities_are_the_mean_over_label_sets() -> None:
     soft = encode(logits(3), codec="full", temperature=2.5, teacher="t")
     stored = soft.arrays["logits"].astype(np.float64) / 2.5
     each = np.exp(stored) / np.exp(stored).sum(axis=2, keepdims=True)
-    found = probabilities(soft)
+    found = probabilities(soft, classes=torch.zeros(5, dtype=torch.int64))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), each.mean(axis=0), rtol=1e-5)
 
@@ -143,10 +145,12 @@ def test_a_codec_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     class Rounded(Codec):
         name = "rounded"
 
-        def encode(self, logits: torch.Tensor, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        def encode(
+            self, logits: torch.Tensor, attributes: Mapping[str, Any], pairs: torch.Tensor | None
+        ) -> dict[str, np.ndarray]:
             return {"steps": (logits / attributes["step"]).round().to(torch.int8).numpy()}
 
-        def decode(self, soft: SoftLabels) -> torch.Tensor:
+        def decode(self, soft: SoftLabels, pairs: torch.Tensor | None) -> torch.Tensor:
             return torch.from_numpy(soft.arrays["steps"]).float() * soft.attributes["step"]
 
         def shapes(self, soft: SoftLabels, *, images: int, classes: int) -> dict:

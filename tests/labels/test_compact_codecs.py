@@ -72,11 +72,12 @@ def test_quantised_logits_are_within_half_a_step(bits: int, classes: int) -> Non
 
 
 def test_bytes_of_a_thousand_classes() -> None:
-    """A view costs 2 C in full, 4 k + 2 of the k largest, C + 4 or C / 2 + 4 in bits."""
+    """A view costs 2 C in full, 4 k + 2 of the k largest, C + 4 or C / 2 + 4 in bits, 4 as distances."""
     values = logits(1000)
     views = V * N
     for name, options, expected in (
         ("full", {}, 2000),
+        ("dbr", {"pairs": torch.zeros(V, N, 2, dtype=torch.int64)}, 4),
         ("topk", {"k": 10}, 42),
         ("marginal_smoothing", {"k": 10}, 40),
         ("quantised", {"bits": 8}, 1004),
@@ -87,9 +88,12 @@ def test_bytes_of_a_thousand_classes() -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_rows_are_decoded_alone(name: str) -> None:
-    soft = store(logits(12), name)
+    pairs = torch.arange(V * N * 2).view(V, N, 2) % 12
+    plan = {"views": {"mix": "cutmix", "epochs": V}} if CODECS[name].of_pairs else {}
+    soft = store(logits(12), name, pairs=pairs, **plan)
     check(soft, images=N, classes=12)
-    torch.testing.assert_close(decode_rows(soft, 1, slice(2, 5)), decode(soft)[1, 2:5], rtol=0, atol=0)
+    alone = decode_rows(soft, 1, slice(2, 5), pairs[1, 2:5])
+    torch.testing.assert_close(alone, decode(soft, pairs)[1, 2:5], rtol=0, atol=0)
 
 
 def test_labels_of_many_classes_need_wider_numbers() -> None:

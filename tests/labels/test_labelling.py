@@ -91,7 +91,7 @@ def test_a_users_own_loop_sees_what_students_see(
         model=TEACHERS[0].model,
         classes=len(made.classes),
         config=made.train,
-        pool=Pool(made.images, made.labels, made.preprocessing, StoredLabels(made.soft)),
+        pool=Pool(made.images, made.labels, made.preprocessing, StoredLabels(made.soft, made.labels)),
         seed=0,
     )
     students = Batches([job], CPU)
@@ -195,14 +195,14 @@ def test_an_images_probabilities_are_the_mean_of_its_views(source: Source, make_
     ctx = make_context(**{**TRAIN, "mix": "none"})
     made = labelled(ctx, source)
     assert made.soft is not None
-    labels = StoredLabels(made.soft)
+    labels = StoredLabels(made.soft, made.labels)
     views = PlannedViews(labels.plan, DeviceImages(Pool(made.images, made.labels, made.preprocessing), CPU))
     total = torch.zeros(12, 3)
     for epoch in range(3):
         for start in views.starts:
             images, index = views.batch(epoch, start)
             total[index] += (labels.batch(epoch, start, images, index)[0] / 4).softmax(dim=1) / 3
-    torch.testing.assert_close(probabilities(made.soft), total)
+    torch.testing.assert_close(probabilities(made.soft, classes=made.labels), total)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,9 @@ def test_dropped_views_do_not_count_in_an_images_label() -> None:
     logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]], [[0.0, 4.0], [4.0, 0.0]]])
     soft = encode(logits, codec="full", temperature=1.0, teacher="t")
     kept = np.array([[1, 0], [0, 0]], dtype=np.uint8)
-    found = probabilities(replace(soft, arrays={**soft.arrays, KEPT: kept}))
+    found = probabilities(
+        replace(soft, arrays={**soft.arrays, KEPT: kept}), classes=torch.zeros(2, dtype=torch.int64)
+    )
     torch.testing.assert_close(found[0], logits[0, 0].softmax(dim=0))
     torch.testing.assert_close(found[1], torch.tensor([0.5, 0.5]))  # it has no other
 

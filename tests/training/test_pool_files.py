@@ -75,10 +75,10 @@ def test_mapped_labels_are_not_copied(tmp_path: Path, digits: Pool) -> None:
     plan = ViewPlan(0, 4, 8, augment="none", crop_scale=1.0, mix="none", mix_alpha=1.0)
     attributes = {"teacher": "t", "temperature": 1.0, "views": plan_attributes(plan)}
     for arrays in (mapped, mapped[1:3]):
-        labels = StoredLabels(SoftLabels("full", {"logits": arrays}, attributes))
+        labels = StoredLabels(SoftLabels("full", {"logits": arrays}, attributes), digits.targets)
         paths = PoolFiles(tmp_path / "files").paths(replace(digits, views=labels))
         written = sum(each.stat().st_size for each in (tmp_path / "files").iterdir())
-        kept = digits.images.nbytes + digits.targets.nbytes
+        kept = digits.images.nbytes + 2 * digits.targets.nbytes
         assert (written < kept + 5000) == (arrays is mapped)
         views = load_pool(paths).views
         assert isinstance(views, StoredLabels)

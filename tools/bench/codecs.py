@@ -1,10 +1,12 @@
 """What codecs cost and what they keep: one set, its labels stored in every way, students trained on each.
 
-    python tools/bench/codecs.py SET.H5 [--seeds 5] [KEY=VALUE ...]
+    python tools/bench/codecs.py SET.H5 [--seeds 5] [--stores codecs|distances] [KEY=VALUE ...]
 
 SET.H5 is a set with labels of views by codec `full`. Its logits are stored again by other codecs, and as fewer
 passes, from which students draw; nothing else changes, neither images nor views nor seeds. KEY=VALUE are overrides of
-the set's recipe, such as data.folder=FOLDER. Labels `online` are those of `full` (tests/labels/test_labelling.py).
+the set's recipe, such as data.folder=FOLDER. `--stores distances` compares the two numbers a view of codec `dbr`, by
+every loss that learns from them and at two temperatures, with full and with one-hot labels. Labels `online` are those
+of `full` (tests/labels/test_labelling.py).
 
 `ratio`: bytes of `full` / bytes of the smallest store whose mean accuracy lies within the 95% interval of `full`.
 """
@@ -25,23 +27,41 @@ from distill.data import open_source
 from distill.evaluation.protocol import Ledger, Protocol, evaluate
 from distill.evaluation.results import ArmResult
 from distill.labels.codecs import KEPT, VIEWS, CodecConfig, decode_rows, encode, label_bytes
-from distill.labels.view_labels import StoredLabels
+from distill.labels.view_labels import StoredLabels, plan_of
 from distill.pipeline import choose_device
 from distill.progress import open_progress
+from distill.randomness import pass_order
 from distill.set_recipe import read_provenance, recipe_of_set
 from distill.store.reader import read_set
+from distill.training.batches import class_pairs
 from distill.training.engine import Engine
 
 
 @dataclass(frozen=True)
 class Store:
-    """A way to store labels: the codec, and which part of the passes is kept, 1 / `share`."""
+    """A way to store labels, and to learn from them.
 
-    codec: CodecConfig
+    Args:
+        codec: how; None: one-hot labels, which cost nothing beside the images' classes.
+        share: 1 / share of the passes is kept.
+        loss, temperature: of labels and students; None: the set's.
+    """
+
+    codec: CodecConfig | None
     share: int = 1
+    loss: str | None = None
+    temperature: float | None = None
 
     @property
     def name(self) -> str:
+        if self.codec is None:
+            return "one-hot"
+        told = {"loss": self.loss, "T": self.temperature}
+        return self._kept + "".join(f", {name} {value}" for name, value in told.items() if value is not None)
+
+    @property
+    def _kept(self) -> str:
+        assert self.codec is not None, "stored labels"
         options = "".join(f", {name} = {value}" for name, value in self.codec.options.items())
         return f"`{self.codec.name}`{options}" + (
             f", 1 / {self.share} of the passes" if self.share > 1 else ""
@@ -57,6 +77,15 @@ STORES = (
     Store(CodecConfig(), share=40),
     Store(CodecConfig(name="quantised", bits=4), share=20),
 )
+DISTANCES = (
+    Store(CodecConfig()),
+    *(
+        Store(CodecConfig(name="dbr"), loss=loss, temperature=temperature)
+        for temperature in (None, 1.0)
+        for loss in ("kl", "dbr_l1", "dbr_l2")
+    ),
+    Store(None),
+)
 
 
 def main() -> None:
@@ -64,6 +93,7 @@ def main() -> None:
     parser.add_argument("set", type=Path)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--stores", choices=("codecs", "distances"), default="codecs")
     parser.add_argument("--device")
     args = parser.parse_args()
     print("| labels | bytes | of full | accuracy, 95% interval |\n|---|---|---|---|", flush=True)
@@ -73,11 +103,12 @@ def main() -> None:
         if len(rows) == 1:
             full, half = rows[0], result.accuracy_ci95 or 0.0
         print(
-            f"| {store.name} | {size:,} | 1 / {full[0] / size:.1f} | {100 * result.accuracy_mean:.1f} ± "
+            f"| {store.name} | {size:,} | {f'1 / {full[0] / size:.1f}' if size else 0} | "
+            f"{100 * result.accuracy_mean:.1f} ± "
             f"{100 * (result.accuracy_ci95 or 0.0):.1f} |",
             flush=True,
         )
-    within = [size for size, accuracy in rows if abs(accuracy - full[1]) <= half]
+    within = [size for size, accuracy in rows if size and abs(accuracy - full[1]) <= half]
     print(
         json.dumps(
             {
@@ -100,22 +131,32 @@ def measured(args: argparse.Namespace) -> Iterator[tuple[Store, int, ArmResult]]
         loaded, _ = recipe_of_set(args.set, made, args.overrides, progress=progress)
         recipe = loaded.recipe
         source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
-        protocol = Protocol(
-            recipe.evaluate.students, args.seeds, (), ("soft",), full_epochs=None, seed=recipe.seed
-        )
         with Engine(device, precision=recipe.precision, progress=progress) as engine:
-            for store in STORES:
-                soft = stored(distilled, store)
+            for store in STORES if args.stores == "codecs" else DISTANCES:
+                regime = "hard" if store.codec is None else "soft"
+                soft = distilled.soft if store.codec is None else stored(distilled, store)
+                assert soft is not None
+                changes = {"loss": store.loss, "temperature": store.temperature}
+                train = distilled.train.model_copy(
+                    update={key: value for key, value in changes.items() if value is not None}
+                )
                 results, _ = evaluate(
-                    replace(distilled, soft=soft),
+                    replace(distilled, soft=soft, train=train),
                     source,
-                    protocol,
+                    Protocol(
+                        recipe.evaluate.students,
+                        args.seeds,
+                        (),
+                        (regime,),
+                        full_epochs=None,
+                        seed=recipe.seed,
+                    ),
                     engine=engine,
                     progress=progress,
                     ledger=Ledger(None, identity=""),
-                    views=StoredLabels(soft),
+                    views=StoredLabels(soft, distilled.labels),
                 )
-                yield store, label_bytes(soft), results[0]
+                yield store, 0 if store.codec is None else label_bytes(soft), results[0]
 
 
 def stored(distilled: DistilledSet, store: Store) -> SoftLabels:
@@ -124,9 +165,21 @@ def stored(distilled: DistilledSet, store: Store) -> SoftLabels:
     assert soft is not None and soft.codec == "full" and KEPT not in soft.arrays, "labels of views, in full"
     plan = dict(soft.attributes[VIEWS])
     plan["epochs"] = max(1, plan["epochs"] // store.share)
-    logits = torch.stack([decode_rows(soft, view, slice(None)) for view in range(plan["epochs"])])
+    passes = range(plan["epochs"])
+    logits = torch.stack([decode_rows(soft, view, slice(None)) for view in passes])
+    views = plan_of(soft)
+    assert views is not None and store.codec is not None
+    orders = [pass_order(views.seed, view, len(distilled)) for view in passes]
+    pairs = torch.stack(
+        [
+            class_pairs(views, view, order, distilled.labels)
+            for view, order in zip(passes, orders, strict=True)
+        ]
+    )
     attributes = {**soft.attributes, VIEWS: plan, **store.codec.options}
-    coded = encode(logits, codec=store.codec.name, **attributes)
+    if store.temperature is not None:
+        attributes["temperature"] = store.temperature
+    coded = encode(logits, codec=store.codec.name, pairs=pairs, **attributes)
     return replace(coded, arrays={name: np.ascontiguousarray(each) for name, each in coded.arrays.items()})
 
 

@@ -93,7 +93,9 @@ def write(args: argparse.Namespace, folder: Path) -> tuple[StoredLabels, np.ndar
     np.save(folder / "logits.npy", soft.arrays["logits"])
     again = read_set(folder / "set.h5").soft
     assert again is not None
-    return StoredLabels(again), np.load(folder / "logits.npy", mmap_mode="r")
+    return StoredLabels(again, torch.zeros(args.images, dtype=torch.int64)), np.load(
+        folder / "logits.npy", mmap_mode="r"
+    )
 
 
 def seconds(read: Callable[[int, int], Tensor], places: list[tuple[int, int]]) -> float:
