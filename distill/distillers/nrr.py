@@ -44,11 +44,12 @@ class NonCriticalRefinement(Recovering):
     class Config(RecoveringConfig):
         """Options: those of every distiller that recovers, and
 
-        `epsilon`: pixels with a critical map of so much or more (of 1) never move; null lets all move alike. `init` and
-        what follows says where images begin: at `critical` crops, or at random `real` images.
+        `epsilon`: pixels with a critical map of so much or more (of 1) never move; with `mask: none` all move alike.
+        `init` and what follows says where images begin: at `critical` crops, or at random `real` images.
         """
 
-        epsilon: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+        mask: Literal["critical", "none"] = "critical"
+        epsilon: Annotated[float, Field(gt=0, le=1)] = 0.5
         init: Literal["critical", "real"] = "critical"
         factor: Count = 1
         candidates: Count = 300
@@ -58,10 +59,10 @@ class NonCriticalRefinement(Recovering):
 
         @model_validator(mode="after")
         def _protected_pixels_stay(self) -> Self:
-            if self.epsilon is not None and (self.recover.sizes or self.recover.residual < 1):
+            if self.mask == "critical" and (self.recover.sizes or self.recover.residual < 1):
                 raise ValueError(
-                    "recover.sizes and recover.residual change every pixel, also those that epsilon protects: "
-                    "leave them out, or set epsilon to null"
+                    "recover.sizes and recover.residual change every pixel, also those that the mask protects: "
+                    "leave them out, or set mask: none"
                 )
             return self
 
@@ -81,7 +82,7 @@ class NonCriticalRefinement(Recovering):
         asked = self.config
         if asked.init == "critical" and asked.ipc is not None:
             refuse_mosaics(source, asked.ipc, asked.factor)
-        if asked.epsilon is not None or (asked.init == "critical" and asked.ipc is not None):
+        if asked.mask == "critical" or (asked.init == "critical" and asked.ipc is not None):
             for name, network in outlines(asked.teachers, source).items():
                 map_layer(network.eval(), source.image_shape, name=name)
 
@@ -110,7 +111,7 @@ class NonCriticalRefinement(Recovering):
         return plain, given(plain.images, plain.preprocessing, ctx.device)
 
     def mask(self, ctx: Context, networks: Sequence[Network], preprocessing: Preprocessing) -> Mask | None:
-        if self.config.epsilon is None:
+        if self.config.mask == "none":
             return None
         return CriticalMasks(
             networks, epsilon=self.config.epsilon, preprocessing=preprocessing, device=ctx.device

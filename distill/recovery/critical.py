@@ -125,7 +125,7 @@ class CriticalMasks:
                 where="epsilon",
                 found=f"epsilon {self.epsilon:g}, with which {free:.2%} of the pixels may move",
                 allowed=f"one with which {_LEAST_FREE:.0%} or more may move",
-                fix="raise epsilon, or set it to null to let all pixels move",
+                fix="raise epsilon, or set mask: none to let all pixels move",
             )
         return mask
 
