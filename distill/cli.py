@@ -114,6 +114,12 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--regime", metavar="A,B", callback=_names, help="Labels: hard, soft, teacher; default: all there are."
 )
 @click.option(
+    "--encoder",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Weights of the public encoder that labels the set, where a projector does.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Also write report.json and report.html there; not where another set lies.",
@@ -129,6 +135,7 @@ def evaluate(
     seeds: int | None,
     against: tuple[str, ...] | None,
     regime: tuple[str, ...] | None,
+    encoder: Path | None,
     out: Path | None,
     as_json: bool,
     device: str | None,
@@ -149,6 +156,7 @@ def evaluate(
         seeds=seeds,
         against=against,
         regimes=regime,
+        encoder=encoder,
         out=out,
         device=device,
         quiet=quiet,

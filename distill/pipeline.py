@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -326,6 +327,7 @@ def evaluate(
     seeds: int | None = None,
     against: Sequence[str] | None = None,
     regimes: Sequence[str] | None = None,
+    encoder: Path | str | None = None,
     out: Path | str | None = None,
     device: str | None = None,
     quiet: bool = False,
@@ -336,6 +338,7 @@ def evaluate(
         path: the set.
         overrides: `key=value` changes to the set's recipe, such as `data.folder=...` or `train.epochs=100`.
         students, seeds, against, regimes: instead of the recipe's `evaluate`.
+        encoder: the weights of the public encoder that labels the set, where a projector does.
         out: also write report.json and report.html into this folder, which must not hold another set.
         device, quiet: as for `run`.
 
@@ -361,7 +364,8 @@ def evaluate(
                 source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
             if made.train_fingerprint not in (None, source.train.fingerprint):
                 progress.warn("these are not the training data that the set was made from")
-            return _evaluate(distilled, source, path, shop, ledger=None, out=folder)
+            encoding = None if encoder is None else Path(encoder)
+            return _evaluate(distilled, source, path, shop, ledger=None, out=folder, encoder=encoding)
 
 
 def _asked(
@@ -397,6 +401,7 @@ def _evaluate(
     *,
     ledger: Path | None,
     out: RunFolder | None,
+    encoder: Path | None = None,
 ) -> Evaluation:
     """Compare, and write the report where a folder is given."""
     asked = shop.recipe.evaluate
@@ -409,15 +414,28 @@ def _evaluate(
         seed=shop.recipe.seed,
     )
     summary = summarise(path, verify=False)
-    with shop.costs.stage("evaluate"):
-        # Labelling has nothing of its own to keep: teachers are the cache's.
-        ctx = shop.context(shop.cache.folder)
+    with (
+        shop.costs.stage("evaluate"),
+        # Labelling has nothing to keep: teachers are the cache's, and labels that students share are this evaluation's.
+        TemporaryDirectory(prefix="distill-") as scratch,
+    ):
+        ctx = shop.context(Path(scratch))
         check_labels(distilled, asked.regimes, asked.against)
         soft = asked.regimes is None or set(asked.regimes) != {"hard"}
         teachers = None
         if "random_soft" in asked.against:
-            teachers = set_teachers(ctx, source.without_test(), distilled)
-        views = view_labels(ctx, source.without_test(), distilled, teachers=teachers) if soft else None
+            teachers = set_teachers(ctx, source.without_test(), distilled, encoder=encoder)
+        views = None
+        if soft:
+            students = asked.seeds * len(set(asked.students))
+            views = view_labels(
+                ctx,
+                source.without_test(),
+                distilled,
+                teachers=teachers,
+                encoder=encoder,
+                students=students,
+            )
         results, paired = compare(
             distilled,
             source,

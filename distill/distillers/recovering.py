@@ -113,7 +113,9 @@ class Recovering(Distiller):
             refuse_without_batch_norm(networks, where="recover.statistics")
         if asked.relabel is not None:
             with placed("relabel"):
-                asked.relabel.check_teachers(networks, classes=len(source.classes))
+                asked.relabel.check_teachers(
+                    networks, classes=len(source.classes), image_shape=source.image_shape
+                )
 
     def check_training(self, train: TrainConfig, *, classes: int) -> None:
         if self.config.relabel is not None:
@@ -138,6 +140,8 @@ class Recovering(Distiller):
             passes += prior_passes(asked.teachers, asked.prior, classes=classes)
             trainings += prior_trainings(asked.teachers, asked.prior, classes=classes)
         models = [teacher.model for teacher in asked.teachers]
+        if asked.relabel is not None:
+            passes += asked.relabel.fit_passes(models)
         return Estimate(
             images=images,
             trainings=trainings,
@@ -165,7 +169,8 @@ class Recovering(Distiller):
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         asked = self.config
-        networks = open_pool(ctx, source, asked.teachers)
+        checkpoints = 1 if asked.relabel is None else asked.relabel.checkpoints
+        networks = open_pool(ctx, source, asked.teachers, checkpoints=checkpoints)
         names = names_of(networks)
         priors = self._priors(ctx, source, networks, names)
         plain = self._images(ctx, source, previous, networks, names, priors)
@@ -177,7 +182,14 @@ class Recovering(Distiller):
         if asked.label_weights == "prior":
             weights = prior_weights(priors, temperature=asked.label_weights_temperature)
         return with_labels(
-            ctx, plain, asked.teachers, networks, weights, asked.relabel, temperature=asked.temperature
+            ctx,
+            source,
+            plain,
+            asked.teachers,
+            networks,
+            weights,
+            asked.relabel,
+            temperature=asked.temperature,
         )
 
     def _priors(

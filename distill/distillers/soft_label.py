@@ -34,7 +34,7 @@ from distill.contracts import (
 from distill.labels.codecs import encode, refuse_distances
 from distill.labels.ensemble import Ensemble
 from distill.labels.labelling import with_labels
-from distill.labels.pool import PoolTeacher, outlines
+from distill.labels.pool import PoolTeacher, checkpoint_epochs, outlines
 from distill.labels.relabel import Relabelling, placed
 from distill.labels.set_teachers import told
 from distill.selection import Distiller, ImagesConfig, images_before
@@ -70,7 +70,9 @@ class SoftLabel(Distiller):
         if self.config.views is not None:
             teacher = PoolTeacher(model=self.config.teacher.model, train=self.config.teacher.train)
             with placed("views"):
-                self.config.views.check_teachers(outlines([teacher], source), classes=len(source.classes))
+                self.config.views.check_teachers(
+                    outlines([teacher], source), classes=len(source.classes), image_shape=source.image_shape
+                )
 
     def check_training(self, train: TrainConfig, *, classes: int) -> None:
         if self.config.views is None:
@@ -87,6 +89,7 @@ class SoftLabel(Distiller):
         views = self.config.views
         return Estimate(
             images=images,
+            passes=() if views is None else tuple(views.fit_passes([teacher.model])),
             trainings=(Training(teacher.model, teacher.train, train),),
             labelling=None if views is None else views.estimate([teacher.model], classes=classes),
         )
@@ -96,7 +99,8 @@ class SoftLabel(Distiller):
         plain = images_before(self, ctx, source, previous)
         if asked.views is not None:  # the step before may have changed the training
             asked.views.check(plain.train, classes=len(source.classes))
-        teacher = train_teacher(ctx, source, asked.teacher, name="teacher")
+        epochs = checkpoint_epochs(asked.teacher.train, 1 if asked.views is None else asked.views.checkpoints)
+        teacher = train_teacher(ctx, source, asked.teacher, name="teacher", checkpoints=epochs)
         logits = _label(plain, teacher, ctx.device)
         right = float((logits.argmax(axis=1) == plain.labels.numpy()).mean())
         ctx.progress.note(
@@ -110,6 +114,7 @@ class SoftLabel(Distiller):
         if asked.views is not None:
             return with_labels(
                 ctx,
+                source,
                 plain,
                 pooled,
                 [teacher],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.contracts import DistilledSet, Preprocessing, SoftLabels, Source
 from distill.errors import InputError
-from distill.labels.codecs import CODECS, ONLINE, decode, refuse_distances, refuse_loss
+from distill.labels.codecs import CODECS, decode, is_stored, refuse_distances, refuse_loss
 from distill.labels.view_labels import plan_of
 from distill.randomness import derive_seed
 from distill.selection import class_counts, random_subset, source_counts
@@ -149,7 +149,7 @@ def _regimes(distilled: DistilledSet, asked: tuple[str, ...] | None) -> tuple[st
 
 def _soft_regime(soft: SoftLabels) -> str:
     """`soft` where labels are stored, `teacher` where the set's teachers are asked."""
-    return "teacher" if soft.codec == ONLINE else "soft"
+    return "soft" if is_stored(soft) else "teacher"
 
 
 def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> Arm:

@@ -36,6 +36,10 @@ VIEWS = "views"
 # In the place of a codec's name: no labels are stored, the teachers are asked as students train.
 ONLINE = "online"
 
+# Likewise, where the teacher is an adapted public encoder: of it, only the adapter is stored.
+PROJECTOR = "projector"
+_MAX_ADAPTER_BYTES = 1 << 30
+
 CodecName = Literal["full", "topk", "quantised", "marginal_smoothing", "marginal_renormalised", "dbr"]
 assert {distance_codec, logit_codecs, probability_codecs}  # imported for the codecs that they register
 
@@ -103,7 +107,7 @@ def refuse_loss(codec: str, loss: str, *, fix: str) -> None:
         loss: `train.loss`.
         fix: what to do.
     """
-    if loss in LOGIT_LOSSES and codec != ONLINE and not _codec(codec).holds_logits:
+    if loss in LOGIT_LOSSES and codec not in (ONLINE, PROJECTOR) and not _codec(codec).holds_logits:
         raise InputError(
             f"the loss {loss} compares logits, and codec {codec} stores probabilities",
             where="train.loss",
@@ -237,8 +241,8 @@ def _pairs(soft: SoftLabels, view: int, rows: Tensor, classes: Tensor) -> Tensor
 
 
 def is_stored(soft: SoftLabels | None) -> bool:
-    """Whether there are soft labels to be read."""
-    return soft is not None and soft.codec != ONLINE
+    """Whether there are soft labels to be read; else somebody gives them as students train."""
+    return soft is not None and soft.codec not in (ONLINE, PROJECTOR)
 
 
 def label_bytes(soft: SoftLabels) -> int:
@@ -248,10 +252,10 @@ def label_bytes(soft: SoftLabels) -> int:
 
 def check(soft: SoftLabels, *, images: int, classes: int) -> None:
     """Raise DamagedDataError where `soft` cannot label `images` images of `classes` classes."""
-    if soft.codec not in CODECS and soft.codec != ONLINE:
+    if soft.codec not in CODECS and soft.codec not in (ONLINE, PROJECTOR):
         raise DamagedDataError(
             f"unknown soft-label codec {soft.codec!r}",
-            allowed=", ".join(sorted(CODECS)),
+            allowed=", ".join(sorted([*CODECS, ONLINE, PROJECTOR])),
             fix="update distill, if the set was made by a newer version",
         )
     temperature = soft.attributes.get("temperature")
@@ -263,6 +267,9 @@ def check(soft: SoftLabels, *, images: int, classes: int) -> None:
         if soft.arrays:
             raise DamagedDataError("online labels store nothing", found=", ".join(sorted(soft.arrays)))
         return
+    if soft.codec == PROJECTOR:
+        _check_adapter(soft)
+        return
     if KEPT in soft.arrays:
         _check_kept(soft.arrays[KEPT], images)
         _check_passes(soft)
@@ -273,6 +280,18 @@ def check(soft: SoftLabels, *, images: int, classes: int) -> None:
     _check_passes(soft)
     if is_of_pairs(soft.codec):
         _check_mixed(soft)
+
+
+def _check_adapter(soft: SoftLabels) -> None:
+    """Labels by a projector store the bytes of its adapter."""
+    found = {name: (array.dtype, array.ndim) for name, array in soft.arrays.items()}
+    if found != {"adapter": (np.dtype("u1"), 1)} or soft.arrays["adapter"].nbytes > _MAX_ADAPTER_BYTES:
+        raise DamagedDataError(
+            "labels by a projector have the wrong arrays",
+            found=", ".join(f"{name}: {dtype}, {ndim} dimensions" for name, (dtype, ndim) in found.items())
+            or "none",
+            allowed=f"adapter: uint8 (bytes,), at most {_MAX_ADAPTER_BYTES:,}",
+        )
 
 
 def _check_passes(soft: SoftLabels) -> None:

@@ -17,7 +17,7 @@ from distill.cache.teachers import TeacherConfig, TeacherTraining, load_teacher,
 from distill.contracts import Context, Preprocessing, Source, Split, Training
 from distill.errors import InputError
 from distill.models import ModelSpec, describe, model_config
-from distill.training.config import Positive, Strict
+from distill.training.config import Positive, Strict, TrainConfig
 
 _LOOKED_AT = 20  # images a class for the order of classes, and at least so many in all:
 _LOOKED_AT_IN_ALL = 2000
@@ -48,6 +48,13 @@ class PoolTeacher(Strict):
         return self
 
 
+def checkpoint_epochs(train: TrainConfig | None, count: int) -> tuple[int, ...]:
+    """After which epochs of a training, evenly spaced, networks are kept besides the last; a file has none."""
+    if train is None:
+        return ()
+    return tuple(sorted({train.epochs * number // count for number in range(1, count)} - {0}))
+
+
 def estimated(teachers: Sequence[PoolTeacher], samples: int) -> tuple[Training, ...]:
     """The trainings of a pool, for a dry run."""
     return tuple(
@@ -69,10 +76,17 @@ def outlines(teachers: Sequence[PoolTeacher], source: Source) -> dict[str, nn.Mo
     }
 
 
-def open_pool(ctx: Context, source: Source, teachers: Sequence[PoolTeacher]) -> list[Network]:
+def open_pool(
+    ctx: Context, source: Source, teachers: Sequence[PoolTeacher], *, checkpoints: int = 1
+) -> list[Network]:
     """The networks of a pool, in order.
 
     Teachers of one configuration are trained from initial weights of their own.
+
+    Args:
+        ctx, source: of the run.
+        teachers: the pool.
+        checkpoints: how many networks along each training are kept, with the last.
 
     Raises:
         InputError: weights for another network or number of classes, or whose classes stand in another order.
@@ -89,6 +103,7 @@ def open_pool(ctx: Context, source: Source, teachers: Sequence[PoolTeacher]) -> 
                 TeacherConfig(model=teacher.model, train=teacher.train),
                 count=len(alike),
                 name="teacher",
+                checkpoints=checkpoint_epochs(teacher.train, checkpoints),
             )
             networks |= dict(zip(alike, made, strict=True))
         else:

@@ -20,13 +20,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.contracts import Context, DistilledSet, Labelling, SoftLabels
+from distill.contracts import Context, DistilledSet, Labelling, Passes, SoftLabels
 from distill.errors import InputError
 from distill.files import disk_errors, reserve, write_bytes_atomically
 from distill.labels.calibration import Calibration
 from distill.labels.codecs import KEPT, VIEWS, CodecConfig, encode, is_of_pairs, refuse_loss
 from distill.labels.ensemble import BatchNormMode, Combine, refuse_without_batch_norm
+from distill.labels.projector import Projection
 from distill.labels.view_labels import OnlineLabels, plan_attributes
+from distill.models.projector import ProjectorModel
 from distill.training.batches import DeviceImages, PlannedViews, class_pairs
 from distill.training.config import DISTANCE_LOSSES, LOGIT_LOSSES, TWO_IMAGES, Strict, TrainConfig
 from distill.training.job import Pool, ViewPlan
@@ -41,7 +43,8 @@ class Relabelling(Strict):
 
     `passes` over the images are labelled, as many as the students' epochs if left out; with fewer, students draw
     batches from them. `labels: online` stores none: the teachers are asked again as students train. `batch_norm: batch`
-    normalises by the (micro-)batch at hand. `calibration` drops and softens labels by the teachers' certainty.
+    normalises by the (micro-)batch at hand. `calibration` drops and softens labels by the teachers' certainty. With a
+    `projector` a public encoder learns to label as the teachers do, and the set stores how it differs.
     """
 
     passes: Annotated[int, Field(ge=1)] | None = None
@@ -50,15 +53,28 @@ class Relabelling(Strict):
     combine: Combine = "logits"
     batch_norm: BatchNormMode = "running"
     calibration: Calibration | None = None
+    projector: Projection | None = None
 
-    def check_teachers(self, networks: Mapping[str, nn.Module], *, classes: int) -> None:
+    @property
+    def checkpoints(self) -> int:
+        """How many networks along a teacher's training label."""
+        return 1 if self.projector is None else self.projector.checkpoints
+
+    def check_teachers(
+        self, networks: Mapping[str, nn.Module], *, classes: int, image_shape: tuple[int, int, int]
+    ) -> None:
         """Raise InputError where these teachers, known by their names, cannot give such labels of C classes."""
         self.codec.check(classes)
+        if self.projector is not None:
+            with placed("projector"):
+                self.projector.check(image_shape)
         if self.batch_norm == "batch":
             refuse_without_batch_norm(networks, where="batch_norm: batch")
 
     def check(self, train: TrainConfig, *, classes: int) -> None:
         """Raise InputError where students of `train` cannot learn from such labels of C classes."""
+        if self.projector is not None:
+            self._refuse_beside_projector()
         if self.labels == "online":
             if self.codec != CodecConfig():
                 raise InputError(
@@ -87,6 +103,17 @@ class Relabelling(Strict):
                 allowed="mix: none or selfmix",
                 fix="change train.mix, or leave calibration out",
             )
+
+    def _refuse_beside_projector(self) -> None:
+        """Raise InputError for options that say how others label or store."""
+        for name in ("labels", "codec", "batch_norm", "calibration"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise InputError(
+                    f"a projector labels as students train, and {name} is of labels by the teachers themselves",
+                    where=name,
+                    found=str(getattr(self, name)),
+                    fix=f"leave {name} out, or leave projector out",
+                )
 
     def _refuse_unmixed(self, train: TrainConfig) -> None:
         """Raise InputError where distances to two classes are asked for, and views are of one image."""
@@ -120,11 +147,24 @@ class Relabelling(Strict):
 
     def estimate(self, models: Sequence[Strict], *, classes: int) -> Labelling:
         """What labelling by these teachers takes, for a dry run."""
+        if self.projector is not None:
+            return Labelling((ProjectorModel(encoder=self.projector.encoder),), self.passes, 0)
         return Labelling(
             tuple(models),
             self.passes,
             0 if self.labels == "online" else self.codec.view_bytes(classes) + (self.calibration is not None),
         )
+
+    def fit_passes(self, models: Sequence[Strict]) -> list[Passes]:
+        """What fitting a projector to these teachers takes, for a dry run."""
+        if self.projector is None:
+            return []
+        how = self.projector
+        passes = [
+            Passes(model, how.batch_size, how.steps * how.checkpoints, kept=1, copies=1) for model in models
+        ]
+        encoder = ProjectorModel(encoder=how.encoder)
+        return [*passes, Passes(encoder, how.batch_size, 3 * how.steps, kept=2, copies=1)]
 
     def plan(self, train: TrainConfig, *, seed: int) -> ViewPlan:
         """The views that students of `train` will see."""
@@ -142,10 +182,11 @@ class Relabelling(Strict):
 @contextmanager
 def placed(option: str) -> Iterator[None]:
     """Put the name that a method gives these options before the place of an error in them."""
+    fields = Projection.model_fields if option == "projector" else Relabelling.model_fields
     try:
         yield
     except InputError as error:
-        if re.split("[.:]", error.where or "")[0] in Relabelling.model_fields:
+        if re.split("[.:]", error.where or "")[0] in fields:
             error.where = f"{option}.{error.where}"
         raise
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
@@ -20,9 +21,10 @@ from distill.cache.networks import Network
 from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.errors import InputError
 from distill.labels.calibration import Calibration
-from distill.labels.codecs import ONLINE
+from distill.labels.codecs import PROJECTOR, is_stored
 from distill.labels.ensemble import BatchNormMode, Combine, Ensemble
 from distill.labels.pool import PoolTeacher, open_pool
+from distill.labels.projector import open_projector
 from distill.labels.view_labels import CodedLabels, OnlineLabels, checked, plan_of
 from distill.models import describe
 from distill.portable import plain_without_paths
@@ -112,7 +114,7 @@ class SetTeachers:
         """Images, labelled as the set's own are; the pool's targets are classes."""
         if self.plan is not None:
             views: ViewLabels = self.online(pool.targets)
-            if self.soft.codec != ONLINE:
+            if is_stored(self.soft):
                 views = CodedLabels(views, replace(self.soft, arrays={}), pool.targets)
             return replace(pool, views=views)
         images, labellers = DeviceImages(pool, self.device), self.ensemble.on(self.device)
@@ -121,13 +123,24 @@ class SetTeachers:
         return replace(pool, targets=torch.cat(logits))
 
 
-def set_teachers(ctx: Context, source: Source, distilled: DistilledSet) -> SetTeachers:
+def set_teachers(
+    ctx: Context, source: Source, distilled: DistilledSet, *, encoder: Path | None = None
+) -> SetTeachers:
     """The teachers of a set's soft labels.
+
+    Args:
+        ctx, source: where they are had from.
+        distilled: the set.
+        encoder: the file of the encoder that a projector needs, where the cache has no such projector.
 
     Raises:
         InputError: no teacher gave its labels, or they cannot be had here.
     """
     soft = distilled.soft
+    if soft is not None and soft.codec == PROJECTOR:
+        network = open_projector(ctx, source, distilled, encoder=encoder)
+        alone = Ensemble((network,), (1.0,), soft.attributes["temperature"], distilled.preprocessing)
+        return SetTeachers(alone, plan_of(soft), None, soft, ctx.device)
     if soft is None or "teachers" not in soft.attributes:
         raise InputError(
             "no teacher of its own labels the set, which could label other images alike",

@@ -5,6 +5,7 @@ Both give the same numbers for the same plan; the second needs the teachers and 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ def plan_of(soft: SoftLabels) -> ViewPlan | None:
 def checked(form: type[_Form], told: object, *, what: str) -> _Form:
     """What a set tells, in its form; DamagedDataError, beginning with `what`, where it has another."""
     try:
-        return form.model_validate(told)
+        return form.model_validate_json(json.dumps(told))  # as it was stored: JSON has no tuples
     except ValidationError as error:
         problem = error.errors()[0]
         raise DamagedDataError(

@@ -167,7 +167,7 @@ def test_labels_of_a_set_are_those_of_each_micro_batch_alone(
     (network,) = open_pool(ctx, source, [pooled])
     plain = materialise(selection(list(range(9))), source, ctx.train)
     how = Relabelling(batch_norm="batch")
-    made = with_labels(ctx, plain, [pooled], [network], [1.0], how, temperature=4.0)
+    made = with_labels(ctx, source, plain, [pooled], [network], [1.0], how, temperature=4.0)
     assert made.soft is not None and made.soft.attributes["micro_batches"] == 2
     labels, plan, training = decode(made.soft), plan_of(made.soft), network.module(CPU).train()
     assert plan is not None and plan.epochs == 2

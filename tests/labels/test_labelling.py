@@ -46,7 +46,14 @@ def labelled(ctx: Context, source: Source, **options: Any) -> DistilledSet:
     plain = materialise(selection(list(range(12))), source, ctx.train)
     networks = open_pool(ctx, source, TEACHERS)
     return with_labels(
-        ctx, plain, TEACHERS, networks, (0.4, 0.6), Relabelling.model_validate(options), temperature=4.0
+        ctx,
+        source,
+        plain,
+        TEACHERS,
+        networks,
+        (0.4, 0.6),
+        Relabelling.model_validate(options),
+        temperature=4.0,
     )
 
 
