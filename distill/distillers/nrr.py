@@ -27,7 +27,7 @@ from distill.contracts import Context, DistilledSet, Passes, Preprocessing, Sele
 from distill.distillers.recovering import Recovering, RecoveringConfig
 from distill.errors import InputError
 from distill.labels.pool import outlines
-from distill.recovery.critical import CriticalMasks, CriticalSearch, critical_mosaics
+from distill.recovery.critical import CriticalMasks, CriticalSearch, Pick, critical_mosaics
 from distill.recovery.initial import Initial, crop_passes, given, refuse_mosaics
 from distill.recovery.recover import Mask
 from distill.selection import images_before
@@ -56,6 +56,7 @@ class NonCriticalRefinement(Recovering):
         crops: Count = 5
         crop_scale: Share = 0.08
         critical: Share = 0.25
+        pick: Pick = "least_sure"
 
         @model_validator(mode="after")
         def _protected_pixels_stay(self) -> Self:
@@ -104,7 +105,12 @@ class NonCriticalRefinement(Recovering):
         plain = images_before(self, ctx, source, previous)
         if previous is None and asked.init == "critical":
             how = CriticalSearch(
-                asked.factor, asked.candidates, asked.crops, asked.crop_scale, asked.critical
+                asked.factor,
+                asked.candidates,
+                asked.crops,
+                asked.crop_scale,
+                asked.critical,
+                asked.pick,
             )
             images = critical_mosaics(ctx, source, networks, self.budget(source), how)
             return replace(plain, selection=None), given(images, plain.preprocessing, ctx.device)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ _BLOCK = 256  # images a forward pass
 _LEAST_FREE = 0.01  # share of the pixels that may move, below which a mask protects everything
 
 
+Pick = Literal["least_sure", "middle", "surest"]
+
+
 @dataclass(frozen=True)
 class CriticalSearch:
     """How crops are looked for.
@@ -54,7 +58,8 @@ class CriticalSearch:
         candidates: images a class that are looked at; all where a class has fewer.
         crops: of each.
         crop_scale: the least area of a crop, as a share of the image's.
-        critical: share of the crops, those with most critical content, from which the least sure are taken.
+        critical: share of the crops, those with most critical content, from which the wanted are taken.
+        pick: by how sure teachers are of their class.
     """
 
     factor: int
@@ -62,6 +67,7 @@ class CriticalSearch:
     crops: int
     crop_scale: float
     critical: float
+    pick: Pick
 
 
 def normalised(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -155,7 +161,7 @@ def critical_mosaics(
     with ctx.progress.task("look for critical crops", total=len(budget), unit="class") as task:
         for number, (samples, count) in enumerate(zip(chosen, budget, strict=True)):
             rows = torch.arange(start, start + len(samples))
-            crops = looker.least_sure(rows, number, _wanted(count, how))
+            crops = looker.picked(rows, number, _wanted(count, how))
             made.append(pixels(tiled(crops, how.factor), looker.preprocessing))
             start += len(samples)
             task.advance(1)
@@ -197,7 +203,7 @@ class _Looker:
             for network in networks
         ]
 
-    def least_sure(self, rows: Tensor, label: int, wanted: int) -> Tensor:
+    def picked(self, rows: Tensor, label: int, wanted: int) -> Tensor:
         """The wanted crops of these candidates, of one class, enlarged to whole images (wanted, Ch, H, W)."""
         how = self.how
         samples = self.samples[rows].to(self.device)
@@ -214,7 +220,9 @@ class _Looker:
                 for part, crop in zip(kept.split(_BLOCK), best.split(_BLOCK), strict=True)
             ]
         )
-        order = sure.argsort(stable=True)[:wanted]
+        order = sure.argsort(stable=True, descending=how.pick == "surest")
+        first = (len(order) - wanted) // 2 if how.pick == "middle" else 0
+        order = order[first : first + wanted]
         return cut(images, kept[order], best[order])
 
     def _content(self, rows: Tensor, crops: Tensor) -> Tensor:
