@@ -10,12 +10,16 @@ from pydantic import BaseModel
 
 from distill.distillers.committee import Committee
 from distill.distillers.committee_priors import PriorConfig
+from distill.distillers.nrr import NonCriticalRefinement
+from distill.distillers.recovering import RecoveringConfig
 from distill.distillers.trajectory import Experts, TrajectoryMatching
 from distill.errors import RecipeErrors
 from distill.labels.calibration import Calibration
 from distill.labels.pool import PoolTeacher
+from distill.labels.projector import Projection
 from distill.labels.relabel import Relabelling
 from distill.matching.windows import StartEpochs
+from distill.models.encoders import EncoderConfig
 from distill.recipe import EvaluateConfig, Recipe, json_schema, load_recipe, recipe_names
 from distill.recovery.recover import Recovery
 from distill.registry import DATA, METHODS
@@ -108,9 +112,9 @@ def test_the_example_of_trajectory_matching_is_a_recipe(write) -> None:
     assert load_recipe(write(example)).recipe.steps[0].method == "trajectory"
 
 
-LABELS, COMMITTEE = (
+LABELS, COMMITTEE, NRR = (
     (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
-    for name in ("labels.md", "committee.md")
+    for name in ("labels.md", "committee.md", "nrr.md")
 )
 
 
@@ -119,6 +123,8 @@ LABELS, COMMITTEE = (
     [
         (LABELS, "Options", Relabelling),
         (LABELS, "calibration", Calibration),
+        (LABELS, "projector", Projection),
+        (LABELS, "encoder", EncoderConfig),
         (COMMITTEE, "Options", Committee.Config),
         (COMMITTEE, "teachers", PoolTeacher),
         (COMMITTEE, "prior", PriorConfig),
@@ -132,11 +138,21 @@ def test_the_tables_of_labels_and_committees_give_keys_and_defaults(
     assert list(found) == list(config.model_fields)
     for key, field in config.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        if isinstance(default, int | float | str | None) and key != "teachers":
+        if isinstance(default, int | float | str | None) and not field.is_required():
             assert parse_scalar(found[key]) == default, key
 
 
-@pytest.mark.parametrize(("docs", "method"), [(LABELS, "soft_label"), (COMMITTEE, "committee")])
+def test_the_table_of_refinement_gives_what_it_adds_to_the_committee() -> None:
+    found = rows("Options", NRR)
+    own = [
+        key for key in NonCriticalRefinement.Config.model_fields if key not in RecoveringConfig.model_fields
+    ]
+    assert list(found) == own
+    for key in own:
+        assert parse_scalar(found[key]) == NonCriticalRefinement.Config.model_fields[key].default, key
+
+
+@pytest.mark.parametrize(("docs", "method"), [(LABELS, "soft_label"), (COMMITTEE, "committee"), (NRR, "nrr")])
 def test_the_examples_of_labels_and_committees_are_recipes(write, docs: str, method: str) -> None:
     example = re.findall(r"^```yaml\n(.*?)^```$", docs, flags=re.DOTALL | re.MULTILINE)[0]
     assert load_recipe(write(example)).recipe.steps[0].method == method

@@ -52,7 +52,7 @@ recipe.yaml:4: train.epoch: unknown key
   found: epoch: 10
   allowed: optimizer, lr, momentum, weight_decay, schedule, cosine_stretch, warmup_epochs, \
 epochs, batch_size, micro_batches, augment, crop_scale, mix, \
-mix_alpha, loss, temperature, label_smoothing, gsam_rho, gsam_alpha
+mix_alpha, loss, dbr_weight, temperature, label_smoothing, gsam_rho, gsam_alpha
   fix: did you mean 'epochs'?
 recipe.yaml:6: steps.0.kcentre: unknown method 'kcentre'
   found: kcentre
