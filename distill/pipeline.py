@@ -17,7 +17,16 @@ from typing import Any
 import torch
 
 from distill.cache import Cache, Limits, default_folder
-from distill.contracts import Context, DistilledSet, Method, Progress, Selection, Source, StepKind
+from distill.contracts import (
+    Context,
+    DistilledSet,
+    Method,
+    Progress,
+    Selection,
+    SoftLabels,
+    Source,
+    StepKind,
+)
 from distill.costs import CostedLedger, Costs
 from distill.data import open_source
 from distill.dry_run import dry_run as plan_text
@@ -28,7 +37,9 @@ from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import Evaluation, SetBytes, from_report
 from distill.files import disk_errors
+from distill.labels.codecs import label_bytes
 from distill.labels.labelling import view_labels
+from distill.labels.projector import encoder_of
 from distill.labels.set_teachers import set_teachers
 from distill.portable import refuse_absent_files, without_paths
 from distill.progress import open_progress
@@ -368,6 +379,14 @@ def evaluate(
             return _evaluate(distilled, source, path, shop, ledger=None, out=folder, encoder=encoding)
 
 
+def _set_bytes(sizes: Mapping[str, int], soft: SoftLabels | None) -> SetBytes:
+    own = {name: sizes[name] for name in ("images", "labels", "aux")}
+    encoder = encoder_of(soft)
+    if soft is None or encoder is None:
+        return SetBytes(**own)
+    return SetBytes(**own, adapter=label_bytes(soft), encoder=encoder[1])
+
+
 def _asked(
     students: Sequence[str] | None,
     seeds: int | None,
@@ -455,7 +474,7 @@ def _evaluate(
     evaluation = Evaluation(
         results=results,
         paired=paired,
-        bytes=SetBytes(images=sizes["images"], labels=sizes["labels"], aux=sizes["aux"]),
+        bytes=_set_bytes(sizes, distilled.soft),
         cost=dict(shop.costs.stages),
         recipe=as_dict(shop.recipe),
         train=distilled.train.model_dump(mode="json"),

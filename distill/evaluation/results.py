@@ -140,11 +140,17 @@ class StageCost:
 
 @dataclass(frozen=True)
 class SetBytes:
-    """Size of a set, in bytes as stored. `aux` is everything that is neither image nor label."""
+    """Size of a set, in bytes as stored. `aux` is everything that is neither image nor label.
+
+    Where a public encoder labels, `adapter` is the part of the labels that says how it is adapted, before compression,
+    and `encoder` the size of its own file, which is no part of the set.
+    """
 
     images: int
     labels: int
     aux: int
+    adapter: int = 0
+    encoder: int = 0
 
     @property
     def total(self) -> int:
@@ -210,7 +216,7 @@ def from_report(report: Mapping[str, Any], *, where: str) -> Evaluation:
         return Evaluation(
             results=tuple(_read_result(row) for row in report["results"]),
             paired=tuple(_read_paired(row) for row in report["paired"]),
-            bytes=SetBytes(**{name: report["bytes"][name] for name in ("images", "labels", "aux")}),
+            bytes=_read_bytes(report["bytes"]),
             cost={stage: StageCost(**cost) for stage, cost in report["cost"].items()},
             recipe=dict(report["recipe"]),
             train=dict(report["train"]),
@@ -224,6 +230,12 @@ def from_report(report: Mapping[str, Any], *, where: str) -> Evaluation:
             found=f"{type(error).__name__}: {error}",
             fix="evaluate the set again",
         ) from error
+
+
+def _read_bytes(row: Mapping[str, Any]) -> SetBytes:
+    """Reports from before labels by encoders know only of the set's own parts."""
+    own = {name: row[name] for name in ("images", "labels", "aux")}
+    return SetBytes(**own, **{name: row[name] for name in ("adapter", "encoder") if name in row})
 
 
 def _result_row(result: ArmResult) -> dict[str, Any]:

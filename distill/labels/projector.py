@@ -469,7 +469,7 @@ class _Fit:
         return ratio * own + (1 - ratio) * other
 
     def _refuse_non_finite(self, loss: Tensor, step: int) -> None:
-        self.ctx.progress.record("fit projector", step=step, loss=float(loss))
+        self.ctx.progress.record("fit projector", step=step, loss=float(loss.detach()))
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
                 f"the projector's loss became {float(loss)} by step {step}", fix="lower projector.lr"

@@ -18,7 +18,7 @@ from distill.report.images import fitting_scale, grid_png, thumbnails
 from distill.report.plot import accuracy_plot, labelled_control
 from distill.report.quantities import percent, size
 from distill.report.style import CSS
-from distill.report.tables import Table, accuracy_table, cost_table, paired_table
+from distill.report.tables import Table, accuracy_table, cost_table, encoder_line, paired_table
 from distill.report.verdict import verdict
 from distill.yaml_lines import dump
 
@@ -207,7 +207,9 @@ def _size(evaluation: Evaluation, *, images: int) -> str:
         for name, count, kind in parts
     )
     each = f"{size(round(b.total / images))} an image, labels and everything else included."
-    return _section("Size", f'<div class="stats">{boxes}</div>', _quiet(each))
+    beside = encoder_line(evaluation)
+    told = each if beside is None else f"{each} The {beside}."
+    return _section("Size", f'<div class="stats">{boxes}</div>', _quiet(told))
 
 
 def _cost(evaluation: Evaluation) -> str:

@@ -102,6 +102,17 @@ def size_line(evaluation: Evaluation) -> str:
     return f"images {size(b.images)} + labels {size(b.labels)} + aux {size(b.aux)} = {size(b.total)}"
 
 
+def encoder_line(evaluation: Evaluation) -> str | None:
+    """What labels by a public encoder take, in the set and beside it; None for other labels."""
+    b = evaluation.bytes
+    if not b.encoder:
+        return None
+    return (
+        f"labels come from an adapter of {size(b.adapter)} for a public encoder of {size(b.encoder)}, "
+        "which is not in the set"
+    )
+
+
 def render(evaluation: Evaluation) -> str:
     """The plain text that ends a run: accuracies, differences, size, cost and notes; no newline at its end.
 
@@ -111,7 +122,8 @@ def render(evaluation: Evaluation) -> str:
     parts = [_text(accuracy_table(evaluation))]
     if evaluation.paired:
         parts.append(_text(paired_table(evaluation)))
-    parts.append(f"Size\n  {size_line(evaluation)}")
+    sizes = filter(None, [size_line(evaluation), encoder_line(evaluation)])
+    parts.append("Size\n" + "\n".join(f"  {line}" for line in sizes))
     if evaluation.cost:
         parts.append(_text(cost_table(evaluation)))
     if evaluation.notes:

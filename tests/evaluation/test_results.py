@@ -54,7 +54,7 @@ def test_names_of_the_report_are_stable(evaluation: Evaluation) -> None:
         "arm_a", "arm_b", "regime", "regime_b", "student",
         "difference_mean", "difference_ci95", "differences",
     }  # fmt: skip
-    assert set(report["bytes"]) == {"images", "labels", "aux", "total"}
+    assert set(report["bytes"]) == {"images", "labels", "aux", "adapter", "encoder", "total"}
     assert report["cost"] == {
         "data": {"seconds": 0.25, "peak_bytes": None, "cached": False},
         "teacher": {"seconds": 12.5, "peak_bytes": 1_000_000, "cached": True},
