@@ -43,6 +43,7 @@ from distill.training.batches import DeviceImages
 from distill.training.job import Pool
 
 _BLOCK = 256  # images a forward pass
+_SAME = 1e-5  # differences within a map, as a share of its greatest value, that mean nothing
 _LEAST_FREE = 0.01  # share of the pixels that may move, below which a mask protects everything
 
 
@@ -74,7 +75,9 @@ def normalised(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """C of one teacher: maps (B, h, w), 0 or more, enlarged to `size` and brought to 0 .. 1: (B, 1, H, W)."""
     large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)
     low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
-    return torch.where(high > low, (large - low) / (high - low).clamp(min=1e-12), 0.0)
+    spread = high - low
+    tells = spread > _SAME * high  # what is left of a constant map is rounding
+    return torch.where(tells, (large - low) / torch.where(tells, spread, 1.0), 0.0)
 
 
 class CriticalMasks:
