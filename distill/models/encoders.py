@@ -21,13 +21,13 @@ from distill.contracts import Preprocessing
 from distill.errors import InputError, missing_extra
 from distill.machine_paths import MachinePath
 from distill.models.torchvision_models import (
-    _AUXILIARY,
-    _classifiers,
-    _differences,
-    _last_linear,
-    _make,
-    _today,
+    AUXILIARY,
+    classifier_names,
+    differences,
+    last_linear,
     load_state,
+    make_classifier,
+    name_today,
 )
 from distill.registry import nearest
 from distill.training.config import NonNegative, Positive, Strict
@@ -250,7 +250,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], *, config: EncoderConf
     # What BatchNorm counts matters to training alone, and older files lack it.
     given, wanted = _without_counts(state), _without_counts(module.state_dict())
     # A scale of logits is no part of either tower.
-    wrong = _differences(given, _without_logit_scale(wanted))
+    wrong = differences(given, _without_logit_scale(wanted))
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
@@ -318,11 +318,11 @@ class _Timm(_Library):
 
 class _Torchvision(_Library):
     def names(self) -> Collection[str]:
-        return _classifiers()
+        return classifier_names()
 
     def build(self, name: str) -> nn.Module:
-        module = _make(name, weighted=True)
-        module.set_submodule(_last_linear(module, f"torchvision/{name}"), nn.Identity())
+        module = make_classifier(name, weighted=True)
+        module.set_submodule(last_linear(module, f"torchvision/{name}"), nn.Identity())
         return module
 
     def normalisation(self, name: str) -> tuple[Channels, Channels]:
@@ -330,9 +330,9 @@ class _Torchvision(_Library):
 
     def own(self, name: str, state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.device("meta"):
-            head = _last_linear(_make(name, weighted=True), f"torchvision/{name}")
-        state = _without(state, (f"{head}.", *_AUXILIARY.get(name, ())))
-        return {_today(each): value for each, value in state.items()}
+            head = last_linear(make_classifier(name, weighted=True), f"torchvision/{name}")
+        state = _without(state, (f"{head}.", *AUXILIARY.get(name, ())))
+        return {name_today(each): value for each, value in state.items()}
 
 
 class _OpenClip(_Library):

@@ -25,7 +25,7 @@ from distill.registry import nearest
 PREFIX = "torchvision/"
 
 # What the networks with auxiliary heads call them.
-_AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
 # What networks call the pooling behind their first convolution.
 _STEM_POOLINGS = ("maxpool", "maxpool1", "features.pool0")
@@ -48,7 +48,7 @@ class TorchvisionConfig(ModelConfig):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        known = [PREFIX + each for each in _classifiers()]
+        known = [PREFIX + each for each in classifier_names()]
         if name not in known:
             close = nearest(name, known)
             hint = f"did you mean {close!r}?" if close else f"it has {', '.join(known)}"
@@ -70,10 +70,10 @@ class TorchvisionConfig(ModelConfig):
                 fix="name the file of this sha256 in weights, in the model's options",
             )
         state = None if self.weights is None else load_state(Path(self.weights), sha256=self.sha256)
-        module = _make(self.name.removeprefix(PREFIX), weighted=state is not None)
+        module = make_classifier(self.name.removeprefix(PREFIX), weighted=state is not None)
         if self.stem == "small":
             _shrink_stem(module, self.name)
-        path = _last_linear(module, self.name)
+        path = last_linear(module, self.name)
         _fit_head(module, path, classes)
         if state is not None:
             _load(module, state, head=path, where=str(self.weights))
@@ -147,18 +147,18 @@ def _read_torch(data: bytes, path: Path) -> Any:
         ) from error
 
 
-def _classifiers() -> list[str]:
+def classifier_names() -> list[str]:
     import torchvision
 
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def _make(name: str, *, weighted: bool) -> nn.Module:
+def make_classifier(name: str, *, weighted: bool) -> nn.Module:
     """The torchvision network, its weights random; prepared for torchvision's own weights where `weighted`."""
     import torchvision
 
     options: dict[str, Any] = {}
-    if name in _AUXILIARY:
+    if name in AUXILIARY:
         # `transform_input` undoes ImageNet's mean and std, which torchvision's weights of these networks expect.
         options = {"aux_logits": False, "init_weights": not weighted, "transform_input": weighted}
     return torchvision.models.get_model(name, weights=None, **options)
@@ -184,7 +184,7 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
     return dict(module.named_modules()).get(path)
 
 
-def _last_linear(module: nn.Module, name: str) -> str:
+def last_linear(module: nn.Module, name: str) -> str:
     """The path of the last linear layer."""
     paths = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
     if not paths:
@@ -213,8 +213,8 @@ def _split(module: nn.Module, path: str) -> Classifier:
 
 def _load(module: nn.Module, state: dict[str, Tensor], *, head: str, where: str) -> None:
     """Load the file's tensors, once every name and shape is as it should be."""
-    heads = tuple(prefix for prefixes in _AUXILIARY.values() for prefix in prefixes)
-    state = {_today(name): value for name, value in state.items() if not name.startswith(heads)}
+    heads = tuple(prefix for prefixes in AUXILIARY.values() for prefix in prefixes)
+    state = {name_today(name): value for name, value in state.items() if not name.startswith(heads)}
     wanted = module.state_dict()
     last = f"{head}.weight"
     if (
@@ -229,7 +229,7 @@ def _load(module: nn.Module, state: dict[str, Tensor], *, head: str, where: str)
             allowed=f"{len(wanted[last])}, the data's",
             fix="use weights trained on these classes, or leave weights out",
         )
-    wrong = _differences(state, wanted)
+    wrong = differences(state, wanted)
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
@@ -241,12 +241,12 @@ def _load(module: nn.Module, state: dict[str, Tensor], *, head: str, where: str)
     module.load_state_dict(state)
 
 
-def _today(name: str) -> str:
+def name_today(name: str) -> str:
     """A parameter's name, where torchvision's files of DenseNets still have one from before: norm.1 is norm1."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
 
 
-def _differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """What is missing from a state, what it has too much of, and what has another shape, in words."""
     return [
         *(f"{name} is missing" for name in wanted if name not in state),
