@@ -16,7 +16,7 @@ Only what lies behind the map is differentiated: a map costs hardly more than th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,14 +44,22 @@ class MapLayer:
     width: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Call:
-    """One call of a layer in a forward pass."""
+    """One call of a layer in a forward pass.
+
+    Args:
+        name, layer: whose.
+        given: its first argument.
+        output: what it returned.
+        version: how often `output` had been written to, in place, when it was returned.
+    """
 
     name: str
     layer: nn.Module
     given: Any
     output: Any
+    version: int
 
 
 def map_layer(module: nn.Module, image_shape: tuple[int, int, int], *, name: str) -> MapLayer:
@@ -72,14 +80,23 @@ def map_layer(module: nn.Module, image_shape: tuple[int, int, int], *, name: str
             f"the network {name} has no map of features, in which critical pixels could be found",
             found="no layer that puts out (B, D, h, w) of more than one place",
             allowed="networks of convolutions, such as resnet18 or convnet",
+            fix="take another teacher",
         )
-    last = maps[-1].output
     _refuse_attention(calls, maps[-1], name)
-    by_output = {id(call.output): call for call in reversed(maps)}  # of several layers the innermost
-    while isinstance(by_output[id(last)].layer, _POOLINGS) and id(by_output[id(last)].given) in by_output:
-        last = by_output[id(last)].given
-    found = by_output[id(last)]
-    return MapLayer(found.name, *last.shape[2:])
+    found = _source(maps, maps[-1].output)
+    while isinstance(found.layer, _POOLINGS) and any(call.output is found.given for call in maps):
+        found = _source(maps, found.given)
+    return MapLayer(found.name, *found.output.shape[2:])
+
+
+def _source(calls: Sequence[_Call], output: Tensor) -> _Call:
+    """The call that made a tensor what it is: of those that returned it after it was last written to, the innermost.
+
+    A skip connection or an activation in place leaves a tensor the same object with other values.
+    """
+    own = [call for call in calls if call.output is output]
+    last = max(call.version for call in own)
+    return next(call for call in own if call.version == last)
 
 
 def _calls(module: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]:
@@ -87,7 +104,8 @@ def _calls(module: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]:
     found: list[_Call] = []
 
     def note(name: str, layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        found.append(_Call(name, layer, given[0] if given else None, output))
+        version = output._version if isinstance(output, Tensor) else 0
+        found.append(_Call(name, layer, given[0] if given else None, output, version))
 
     hooks = [
         layer.register_forward_hook(partial(note, name)) for name, layer in module.named_modules() if name
@@ -113,6 +131,7 @@ def _refuse_attention(calls: list[_Call], last: _Call, name: str) -> None:
             f"the network {name} mixes the places of its last map by attention, so that none of them is critical",
             found=f"attention behind layer {last.name}",
             allowed="networks of convolutions, such as resnet18 or convnet",
+            fix="take another teacher",
         )
 
 

@@ -25,6 +25,9 @@ LINEAR = [
     "resnet18",
     {"name": "convnet", "width": 8, "norm": "batch"},
     {"name": "convnet", "width": 8},
+    "torchvision/resnet18",
+    "torchvision/resnet50",
+    "torchvision/efficientnet_b0",
     "torchvision/densenet121",
     "torchvision/mobilenet_v2",
 ]
@@ -49,14 +52,15 @@ def raw_map(module: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     module.to(images.dtype)
 
     def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        kept.append(output + torch.zeros_like(output).requires_grad_())
-        return kept[-1]
+        kept.append(output.clone() + torch.zeros_like(output).requires_grad_())
+        return kept[-1].clone()  # what follows may work in place
 
     hook = module.get_submodule(layer.name).register_forward_hook(keep)
     logits = module(images)
     hook.remove()
-    (slope,) = torch.autograd.grad(logits[torch.arange(len(images)), classes].sum(), kept[-1])
-    return (slope * kept[-1]).sum(dim=1)
+    values = kept[-1]
+    (slope,) = torch.autograd.grad(logits[torch.arange(len(images)), classes].sum(), values)
+    return (slope * values).sum(dim=1)
 
 
 @pytest.mark.parametrize("model", LINEAR, ids=str)
@@ -83,22 +87,29 @@ def test_of_a_pooled_head_it_is_the_class_activation_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "side", "size"),
+    ("model", "side", "name", "size"),
     [
-        ("resnet18", 32, (4, 4)),
-        ({"name": "convnet", "norm": "batch"}, 32, (8, 8)),  # before the last pooling
-        ("convnet", 32, (4, 4)),  # norm, ReLU and pooling are one layer there
-        ("vgg11", 32, (2, 2)),
-        ("alexnet", 32, (8, 8)),
-        ("torchvision/efficientnet_b0", 64, (2, 2)),
-        ("torchvision/convnext_tiny", 64, (2, 2)),
+        ("resnet18", 32, "body.10", (4, 4)),
+        ({"name": "convnet", "norm": "batch"}, 32, "body.10", (8, 8)),  # before the last pooling
+        ("convnet", 32, "body.5", (4, 4)),  # norm, ReLU and pooling are one layer there
+        ("vgg11", 32, "body.27", (2, 2)),
+        ("alexnet", 32, "body.16", (8, 8)),
+        (
+            "torchvision/resnet18",
+            64,
+            "body.layer4.1.relu",
+            (2, 2),
+        ),  # behind the skip, though bn2 has the same tensor
+        ("torchvision/efficientnet_b0", 64, "body.features.8.2", (2, 2)),
+        ("torchvision/convnext_tiny", 64, "body.features.7.2", (2, 2)),
+        ("torchvision/densenet121", 64, "body.features.norm5", (2, 2)),
     ],
     ids=str,
 )
-def test_the_last_map_is_found(model: Any, side: int, size: tuple[int, int]) -> None:
+def test_the_last_map_is_found(model: Any, side: int, name: str, size: tuple[int, int]) -> None:
     module = frozen(model, (3, side, side))
     layer = map_layer(module, (3, side, side), name="it")
-    assert (layer.height, layer.width) == size
+    assert (layer.name, layer.height, layer.width) == (name, *size)
     assert map_layer(module.to("meta"), (3, side, side), name="it") == layer
 
 
