@@ -39,8 +39,9 @@ class Ranks:
     """How large the adapters are, and where they stand.
 
     Args:
-        conv, linear: r of convolutions and of linear layers; 0 for no adapters there. A layer's r is at most so large
-            that B and A hold less numbers than W, and at least 1.
+        conv, linear: r of convolutions and of linear layers; 0 for no adapters there. A layer's r is cut where what is
+            stored would hold no less numbers than W, but never below 1: r (rows + columns) < rows * columns where A is
+            learned, r < columns where it is not. `ranks_of` tells what is left of it.
         layers: glob patterns; a layer counts where one of them fits its name (`body.conv1`) or that of a module that
             holds it (`body`).
         learn_down: whether A is learned and stored, or stays as drawn.
@@ -61,7 +62,7 @@ class Ranks:
                 )
 
     def of(self, layer: nn.Module) -> int:
-        """r of a layer of this kind, before it is capped."""
+        """r of a layer of this kind, before it is cut."""
         if isinstance(layer, nn.Conv2d):
             return self.conv
         return self.linear if isinstance(layer, nn.Linear) else 0
@@ -72,7 +73,7 @@ class LowRank(nn.Module):
 
     Args:
         weight: W.
-        rank: r, capped here.
+        rank: r, cut as `Ranks` says.
         seed, layer: A follows from them.
         learn_down: whether A is a parameter.
     """
@@ -80,7 +81,7 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, *, rank: int, seed: int, layer: str, learn_down: bool) -> None:
         super().__init__()
         rows, columns = len(weight), weight[0].numel()
-        rank = max(1, min(rank, (rows * columns - 1) // (rows + columns)))
+        rank = min(rank, _most(rows, columns, learn_down=learn_down))
         down = _drawn(derive_seed(seed, "adapter", layer), rank, columns).to(weight)
         self.seed = None if learn_down else seed
         if learn_down:
@@ -98,7 +99,7 @@ def attach(module: nn.Module, ranks: Ranks, *, seed: int) -> None:
 
     Args:
         module: a network without adapters.
-        ranks: which layers, and how large.
+        ranks: which layers, and how large; `ranks_of` tells where a rank was cut.
         seed: A of each layer follows from it and the layer's name, on every device alike.
 
     Raises:
@@ -118,6 +119,11 @@ def attach(module: nn.Module, ranks: Ranks, *, seed: int) -> None:
             learn_down=ranks.learn_down,
         )
         parametrize.register_parametrization(layer, "weight", own)
+
+
+def ranks_of(module: nn.Module) -> dict[str, int]:
+    """r of every adapter by the name of its layer, in the network's order; less than was asked for where it was cut."""
+    return {layer: adapter.B.shape[1] for layer, adapter in _adapters(module).items()}
 
 
 def parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -159,11 +165,12 @@ def unpack(module: nn.Module, data: bytes, *, about: Mapping[str, str]) -> dict[
         about: what the adapters must belong to.
 
     Raises:
-        DamagedDataError: bytes that are not float16 numbers in the safetensors format, or numbers that are not finite.
+        DamagedDataError: bytes that are not float16 numbers in the safetensors format, metadata that are no texts, or
+            numbers that are not finite.
         InputError: adapters for something else than `about` says, or for layers of other names or shapes.
     """
     arrays = _read(data)
-    _refuse_other_facts(_header(data).get("__metadata__", {}), _told(module, about))
+    _refuse_other_facts(_metadata(data), _told(module, about))
     matrices = _matrices(module)
     extra = {name.removeprefix(_EXTRA): value for name, value in arrays.items() if name.startswith(_EXTRA)}
     own = {name: value for name, value in arrays.items() if not name.startswith(_EXTRA)}
@@ -178,6 +185,12 @@ def merge(module: nn.Module) -> None:
     """Fold every adapter into the weight it stands on, and take it away, in place."""
     for name in _adapters(module):
         parametrize.remove_parametrizations(module.get_submodule(name), "weight")
+
+
+def _most(rows: int, columns: int, *, learn_down: bool) -> int:
+    """The largest r with which less is stored than W (rows, columns), at least 1."""
+    largest = (rows * columns - 1) // (rows + columns) if learn_down else columns - 1
+    return max(1, largest)
 
 
 def _drawn(seed: int, rank: int, columns: int) -> Tensor:
@@ -271,6 +284,20 @@ def _safetensors() -> Any:
 def _header(data: bytes) -> dict[str, Any]:
     """The header of valid safetensors bytes: its length as 8 bytes, little-endian, then JSON."""
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of valid safetensors bytes; the library takes some of what is no mapping of texts for none at all."""
+    found = _header(data).get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise DamagedDataError(
+            "an adapter does not say what it belongs to",
+            where="__metadata__",
+            found=json.dumps(found)[:80],
+            allowed="a mapping of texts",
+            fix="get the set again",
+        )
+    return found
 
 
 def _with_sorted_header(data: bytes) -> bytes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DamagedDataError, InputError, NonFiniteError
-from distill.labels.adapters import Ranks, attach, merge, pack, parameters, unpack
+from distill.labels.adapters import Ranks, attach, merge, pack, parameters, ranks_of, unpack
 
 ABOUT = {"encoder": "timm/some", "sha256": "00ff"}
 
@@ -164,6 +164,37 @@ def test_ranks_are_capped_where_two_matrices_would_be_no_smaller(out, inside, ra
     assert found == 1 or found * (out + inside) < out * inside <= (found + 1) * (out + inside)
 
 
+@pytest.mark.parametrize(("out", "inside", "rank"), [(8, 36, 35), (36, 8, 7), (5, 1, 1), (1, 5, 4)])
+def test_ranks_are_capped_where_b_alone_would_be_no_smaller(out, inside, rank) -> None:
+    """A is not stored, and its size is no matter."""
+    module = nn.Sequential(nn.Linear(inside, out))
+    attach(module, Ranks(conv=0, linear=1000, learn_down=False), seed=0)
+    found = adapter(module, "0").B.shape[1]
+    assert found == rank
+    assert found == 1 or out * found < out * inside <= out * (found + 1)
+
+
+@pytest.mark.parametrize("learn_down", [True, False])
+def test_ranks_below_the_cap_stay(learn_down) -> None:
+    module = adapted(Ranks(conv=2, linear=3, learn_down=learn_down))
+    assert ranks_of(module) == {"0": 2, "3": 2, "5.0": 3, "5.2": 3}
+
+
+@pytest.mark.parametrize(
+    ("learn_down", "wanted"),
+    [(True, {"0": 6, "3": 7, "5.0": 14, "5.2": 3}), (False, {"0": 35, "3": 17, "5.0": 47, "5.2": 19})],
+)
+def test_ranks_that_were_cut_are_told(learn_down, wanted) -> None:
+    module = adapted(Ranks(conv=1000, linear=1000, learn_down=learn_down))
+    assert ranks_of(module) == wanted
+    assert all(adapter(module, layer).B.shape[1] == rank for layer, rank in wanted.items())
+    assert all(adapter(module, layer).A.shape[0] == rank for layer, rank in wanted.items())
+
+
+def test_a_network_without_adapters_has_no_ranks() -> None:
+    assert ranks_of(network()) == {}
+
+
 def test_a_layer_alone() -> None:
     module = nn.Linear(6, 4)
     attach(module, Ranks(conv=0, linear=1), seed=0)
@@ -312,6 +343,28 @@ def test_stored_numbers_that_are_not_finite(value) -> None:
     state["5.0.B"][0, 0] = value
     data = safetensors.torch.save(state, metadata=ABOUT)
     refused(DamagedDataError, "5.0.B: ", "NaN or infinite", module=module, data=data)
+
+
+def with_metadata(data: bytes, metadata: Any) -> bytes:
+    """The same tensors behind a header that no library would write."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps({**json.loads(data[8 : 8 + size]), "__metadata__": metadata}).encode()
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
+
+
+@pytest.mark.parametrize("metadata", [None, 3, "text", [], ["encoder"], {"encoder": 1}, {"encoder": None}])
+def test_metadata_of_another_kind(metadata) -> None:
+    module = adapted()
+    data = with_metadata(pack(module, about=ABOUT), metadata)
+    refused(DamagedDataError, "adapter", module=module, data=data)
+
+
+def test_metadata_that_is_null_is_told() -> None:
+    """The library takes it for none."""
+    module = adapted()
+    data = with_metadata(pack(module, about=ABOUT), None)
+    assert safetensors.torch.load(data)
+    refused(DamagedDataError, "__metadata__: ", "found: null", "texts", module=module, data=data)
 
 
 def test_an_adapter_of_other_layers() -> None:
