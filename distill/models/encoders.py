@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from distill.contracts import Preprocessing
 from distill.errors import InputError, missing_extra
@@ -39,6 +42,10 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 PROMPT = "a photo of a {}."
 _PROMPTS_AT_ONCE = 256
+
+# What a network may hold while it is made beyond the tensors of its file: parameters that are replaced, and a head.
+_TIMES_THE_FILE = 2
+_HEAD_NUMBERS = 1 << 23
 
 
 class EncoderConfig(Strict):
@@ -124,12 +131,37 @@ def open_encoder(config: EncoderConfig) -> Encoder:
         DamagedDataError: another sha256 than asked for, or a file that cannot be read.
     """
     path = _weights_file(config)
-    state = load_state(path, sha256=config.sha256)
+    state = _own(config, load_state(path, sha256=config.sha256), path=path)
     encoder = outline(config)
-    library, name = _library(config)
-    wanted = encoder.body.state_dict()
-    _load(encoder.body, library.own(name, state, wanted), config=config, path=path)
+    _load(encoder.body, state, config=config, path=path)
     return encoder
+
+
+def refuse_unusable(config: EncoderConfig, *, text: bool, templates: Sequence[str] = (PROMPT,)) -> None:
+    """Refuse before long work what `open_encoder`, `behind` and `text_embeddings` would refuse behind it.
+
+    The file is read and compared; no network is made that takes more memory than the file lets expect.
+
+    Args:
+        config: an encoder with a file of weights.
+        text: whether classes will be embedded too.
+        templates: prompts of `text_embeddings`.
+
+    Raises:
+        InputError: mean or std unknown, no weights named, no such file, or weights of another encoder; with `text`
+            also an encoder without a usable text tower, or templates without `{}`.
+        DamagedDataError: as for `open_encoder`.
+    """
+    behind(config)
+    path = _weights_file(config)
+    if text:
+        _refuse_templates(templates)
+        _text_towers(config)
+        _tokenizer(config)
+    state = load_state(path, sha256=config.sha256)
+    _own(config, state, path=path)
+    if text:
+        _own_towers(config, state, path=path)
 
 
 @torch.no_grad()
@@ -210,9 +242,11 @@ def text_embeddings(
     """
     _refuse_prompts(classes, templates)
     path = _weights_file(config)
-    model, tokenize = _text_tower(config)
-    state = load_state(path, sha256=config.sha256)
-    _load(model, _without_logit_scale(state), config=config, path=path)
+    make, tokenize = _text_towers(config), _tokenizer(config)
+    state = _own_towers(config, load_state(path, sha256=config.sha256), path=path)
+    with torch.random.fork_rng(devices=[]):
+        model: Any = make().eval()
+    _load(model, state, config=config, path=path)
     prompts = [template.replace("{}", name) for name in classes for template in templates]
     embedded = [
         F.normalize(model.encode_text(tokenize(prompts[start : start + _PROMPTS_AT_ONCE])).float(), dim=1)
@@ -245,21 +279,87 @@ def _weights_file(config: EncoderConfig) -> Path:
     )
 
 
+def _own(config: EncoderConfig, state: dict[str, Tensor], *, path: Path) -> dict[str, Tensor]:
+    """The file's tensors that are the encoder's, under its names; no others get by."""
+    library, name = _library(config)
+    wanted = _shapes(lambda: library.build(name), state, config=config, path=path)
+    state = library.own(name, state, wanted)
+    _refuse_others(state, wanted, config=config, path=path)
+    return state
+
+
+def _own_towers(config: EncoderConfig, state: dict[str, Tensor], *, path: Path) -> dict[str, Tensor]:
+    """The file's tensors that are those of both towers; no others get by."""
+    wanted = _shapes(_text_towers(config), state, config=config, path=path)
+    state = _without_logit_scale(state)
+    _refuse_others(state, wanted, config=config, path=path)
+    return state
+
+
+def _shapes(
+    make: Callable[[], nn.Module], state: Mapping[str, Tensor], *, config: EncoderConfig, path: Path
+) -> dict[str, Tensor]:
+    """The state that a network will have, on the meta device.
+
+    A set from a stranger names its encoder: the largest there is must cost nothing until the file is known to be its.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return make().state_dict()
+        except (RuntimeError, TypeError):
+            # Numbers are read while it is made, which meta has none of: it has to be made with memory.
+            with _bounded(state, config=config, path=path):
+                return {name: value.to("meta") for name, value in make().state_dict().items()}
+
+
+@contextmanager
+def _bounded(state: Mapping[str, Tensor], *, config: EncoderConfig, path: Path) -> Iterator[None]:
+    """Networks made here are given up once their parameters are out of all proportion to the file's tensors."""
+    held = sum(value.numel() for value in state.values())
+    most = _TIMES_THE_FILE * held + _HEAD_NUMBERS
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        made += 0 if parameter is None else parameter.numel()
+        if made > most:
+            raise _another_encoder(
+                config, path, found=f"{held:,} numbers, where the encoder has more than {most:,}"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _load(module: nn.Module, state: Mapping[str, Tensor], *, config: EncoderConfig, path: Path) -> None:
     """Load the file's tensors, once every name and shape is as it should be."""
-    # What BatchNorm counts matters to training alone, and older files lack it.
-    given, wanted = _without_counts(state), _without_counts(module.state_dict())
-    # A scale of logits is no part of either tower.
-    wrong = differences(given, _without_logit_scale(wanted))
+    _refuse_others(state, module.state_dict(), config=config, path=path)
+    module.load_state_dict(_without_counts(state), strict=False)
+
+
+def _refuse_others(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, config: EncoderConfig, path: Path
+) -> None:
+    """Refuse other names and shapes than those of `wanted`."""
+    # What BatchNorm counts matters to training alone, and older files lack it. A scale of logits is no part of
+    # either tower.
+    wrong = differences(_without_counts(state), _without_logit_scale(_without_counts(wanted)))
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(
-            f"the weights are for another encoder than {config.name}",
-            where=str(path),
-            found="; ".join(wrong[:3]) + more,
-            fix="name the encoder that these weights belong to",
-        )
-    module.load_state_dict(given, strict=False)
+        raise _another_encoder(config, path, found="; ".join(wrong[:3]) + more)
+
+
+def _another_encoder(config: EncoderConfig, path: Path, *, found: str) -> InputError:
+    return InputError(
+        f"the weights are for another encoder than {config.name}",
+        where=str(path),
+        found=found,
+        fix="name the encoder that these weights belong to",
+    )
 
 
 def _without_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -425,6 +525,10 @@ def _in_order(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[st
 def _refuse_prompts(classes: Sequence[str], templates: Sequence[str]) -> None:
     if not classes:
         raise InputError("there are no classes to embed", where="classes", found="none")
+    _refuse_templates(templates)
+
+
+def _refuse_templates(templates: Sequence[str]) -> None:
     odd = [each for each in templates if "{}" not in each]
     if odd or not templates:
         raise InputError(
@@ -435,8 +539,8 @@ def _refuse_prompts(classes: Sequence[str], templates: Sequence[str]) -> None:
         )
 
 
-def _text_tower(config: EncoderConfig) -> tuple[Any, Any]:
-    """Both towers, their weights random, and the tokenizer."""
+def _text_towers(config: EncoderConfig) -> Callable[[], nn.Module]:
+    """What makes both towers, their weights random; an encoder without a usable text tower is refused."""
     library, _, name = config.name.partition("/")
     if library != "open_clip":
         raise InputError(
@@ -454,8 +558,12 @@ def _text_tower(config: EncoderConfig) -> tuple[Any, Any]:
         raise _unusable_text(config, "its text tower writes captions")
     described["vision_cfg"]["timm_model_pretrained"] = False
     kind = open_clip.CustomTextCLIP if described.pop("custom_text", False) else open_clip.CLIP
-    with torch.random.fork_rng(devices=[]):
-        return kind(**described).eval(), open_clip.get_tokenizer(name)
+    return partial(kind, **described)
+
+
+def _tokenizer(config: EncoderConfig) -> Callable[[list[str]], Tensor]:
+    """Prompts -> what `encode_text` takes; of an encoder that `_text_towers` accepts."""
+    return _open_clip().get_tokenizer(config.name.partition("/")[2])
 
 
 def _unusable_text(config: EncoderConfig, why: str) -> InputError:

