@@ -39,7 +39,7 @@ from distill.evaluation.results import Evaluation, SetBytes, from_report
 from distill.files import disk_errors
 from distill.labels.codecs import label_bytes
 from distill.labels.labelling import view_labels
-from distill.labels.projector import encoder_of
+from distill.labels.projector import encoder_bytes
 from distill.labels.set_teachers import set_teachers
 from distill.portable import refuse_absent_files, without_paths
 from distill.progress import open_progress
@@ -381,10 +381,10 @@ def evaluate(
 
 def _set_bytes(sizes: Mapping[str, int], soft: SoftLabels | None) -> SetBytes:
     own = {name: sizes[name] for name in ("images", "labels", "aux")}
-    encoder = encoder_of(soft)
-    if soft is None or encoder is None:
+    encoder = encoder_bytes(soft)
+    if soft is None or not encoder:
         return SetBytes(**own)
-    return SetBytes(**own, adapter=label_bytes(soft), encoder=encoder[1])
+    return SetBytes(**own, adapter=label_bytes(soft), encoder=encoder)
 
 
 def _asked(
@@ -433,6 +433,10 @@ def _evaluate(
         seed=shop.recipe.seed,
     )
     summary = summarise(path, verify=False)
+    if encoder is not None and not encoder_bytes(distilled.soft):
+        raise InputError(
+            "no public encoder labels this set", where="--encoder", found=str(encoder), fix="leave it out"
+        )
     with (
         shop.costs.stage("evaluate"),
         # Labelling has nothing to keep: teachers are the cache's, and labels that students share are this evaluation's.

@@ -53,7 +53,7 @@ class Part:
     bad: Tensor
 
 
-def _exact_convolutions() -> AbstractContextManager[None]:
+def exact_convolutions() -> AbstractContextManager[None]:
     """Convolutions in float32, the same bits again: by default a GPU rounds their inputs to 10 bits."""
     flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
@@ -181,7 +181,7 @@ class Forward:
         self, images: Tensor, labels: Tensor, sums: dict[Statistics, Tensor]
     ) -> dict[Stored | Statistics, Part]:
         """Every quantity over a block; statistics are added to `sums`, which their parts share."""
-        with _exact_convolutions():
+        with exact_convolutions():
             logits, caught, of_samples = self._compute(images, labels)
         found: dict[Stored | Statistics, Part] = {}
         for quantity in self.quantities:

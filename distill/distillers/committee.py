@@ -16,21 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from distill.cache import Network
-from distill.contracts import Context, DistilledSet, Passes, Selection, Source, StepKind
+from distill.contracts import Context, DistilledSet, Passes, Selection, Source
 from distill.distillers.recovering import Recovering, RecoveringConfig
-from distill.errors import InputError
 from distill.labels.ensemble import equal_ensemble
-from distill.recovery.initial import CropSearch, Initial, crop_passes, given, mosaics, noise, refuse_mosaics
+from distill.recovery.initial import CropSearch, Initial, crop_passes, given, mosaics, noise
 from distill.selection import images_before
-from distill.training.config import Share
-
-Count = Annotated[int, Field(ge=1)]
-_CROPS = ("easiest", "middle")
 
 
 class Committee(Recovering):
@@ -39,34 +32,15 @@ class Committee(Recovering):
     name = "committee"
 
     class Config(RecoveringConfig):
-        """Options: those of every distiller that recovers; `init` and what follows says where images begin."""
+        """Options: those of every distiller that recovers."""
 
         init: Literal["noise", "real", "easiest", "middle"] = "middle"
-        factor: Count = 1
-        candidates: Count = 300
-        crops: Count = 5
-        crop_scale: Share = 0.08
 
     config: Config
 
-    def check_place(self, follows: StepKind | None) -> None:
-        super().check_place(follows)
-        if follows is not None and "init" in self.config.model_fields_set and self.config.init != "real":
-            raise InputError(
-                "committee begins with the images of the step before, and init asks for others",
-                found=f"init: {self.config.init}",
-                fix="remove init, or remove the step before",
-            )
-
-    def check(self, source: Source, follows: StepKind | None) -> None:
-        super().check(source, follows)
-        asked = self.config
-        if asked.init in _CROPS and asked.ipc is not None:
-            refuse_mosaics(source, asked.ipc, asked.factor)
-
     def search_passes(self, classes: int) -> list[Passes]:
         asked = self.config
-        if asked.init not in _CROPS or asked.ipc is None:
+        if not self.looks_for_crops or asked.ipc is None:
             return []
         looks = max(asked.candidates, asked.ipc * asked.factor**2) * asked.crops * classes
         return crop_passes(asked.teachers, looks)
@@ -84,10 +58,10 @@ class Committee(Recovering):
         if previous is None and asked.init == "noise":
             beginning = noise(source.image_shape, seed=ctx.derive("images"), device=ctx.device)
             return replace(plain, selection=None), beginning
-        if previous is None and asked.init in _CROPS:
+        if previous is None and self.looks_for_crops:
             ensemble = equal_ensemble(networks, preprocessing)
             how = CropSearch(
-                asked.init == "middle", asked.factor, asked.candidates, asked.crops, asked.crop_scale
+                asked.factor, asked.candidates, asked.crops, asked.crop_scale, middle=asked.init == "middle"
             )
             images = mosaics(ctx, source, ensemble.on(ctx.device), self.budget(source), how)
             return replace(plain, selection=None), given(images, preprocessing, ctx.device)

@@ -23,17 +23,14 @@ from pydantic import Field, model_validator
 
 from distill.cache import Network
 from distill.cache.critical_maps import map_layer
-from distill.contracts import Context, DistilledSet, Passes, Preprocessing, Selection, Source, StepKind
+from distill.contracts import Context, DistilledSet, Passes, Selection, Source, StepKind
 from distill.distillers.recovering import Recovering, RecoveringConfig
-from distill.errors import InputError
 from distill.labels.pool import outlines
 from distill.recovery.critical import CriticalMasks, CriticalSearch, Pick, critical_mosaics
-from distill.recovery.initial import Initial, crop_passes, given, refuse_mosaics
+from distill.recovery.initial import Initial, crop_passes, given
 from distill.recovery.recover import Mask
 from distill.selection import images_before
 from distill.training.config import Share
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class NonCriticalRefinement(Recovering):
@@ -51,10 +48,6 @@ class NonCriticalRefinement(Recovering):
         mask: Literal["critical", "none"] = "critical"
         epsilon: Annotated[float, Field(gt=0, le=1)] = 0.5
         init: Literal["critical", "real"] = "critical"
-        factor: Count = 1
-        candidates: Count = 300
-        crops: Count = 5
-        crop_scale: Share = 0.08
         critical: Share = 0.25
         pick: Pick = "least_sure"
 
@@ -69,27 +62,16 @@ class NonCriticalRefinement(Recovering):
 
     config: Config
 
-    def check_place(self, follows: StepKind | None) -> None:
-        super().check_place(follows)
-        if follows is not None and "init" in self.config.model_fields_set and self.config.init != "real":
-            raise InputError(
-                "nrr begins with the images of the step before, and init asks for others",
-                found=f"init: {self.config.init}",
-                fix="remove init, or remove the step before",
-            )
-
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
         asked = self.config
-        if asked.init == "critical" and asked.ipc is not None:
-            refuse_mosaics(source, asked.ipc, asked.factor)
-        if asked.mask == "critical" or (asked.init == "critical" and asked.ipc is not None):
+        if asked.mask == "critical" or self.looks_for_crops:
             for name, network in outlines(asked.teachers, source).items():
                 map_layer(network.eval(), source.image_shape, name=name)
 
     def search_passes(self, classes: int) -> list[Passes]:
         asked = self.config
-        if asked.init != "critical" or asked.ipc is None:
+        if not self.looks_for_crops or asked.ipc is None:
             return []
         candidates = max(asked.candidates, asked.ipc * asked.factor**2)
         return crop_passes(asked.teachers, round(candidates * (1 + asked.critical)) * classes)
@@ -103,7 +85,7 @@ class NonCriticalRefinement(Recovering):
     ) -> tuple[DistilledSet, Initial]:
         asked = self.config
         plain = images_before(self, ctx, source, previous)
-        if previous is None and asked.init == "critical":
+        if previous is None and self.looks_for_crops:
             how = CriticalSearch(
                 asked.factor,
                 asked.candidates,
@@ -116,9 +98,16 @@ class NonCriticalRefinement(Recovering):
             return replace(plain, selection=None), given(images, plain.preprocessing, ctx.device)
         return plain, given(plain.images, plain.preprocessing, ctx.device)
 
-    def mask(self, ctx: Context, networks: Sequence[Network], preprocessing: Preprocessing) -> Mask | None:
+    def mask(
+        self, ctx: Context, networks: Sequence[Network], plain: DistilledSet, initial: Initial
+    ) -> Mask | None:
         if self.config.mask == "none":
             return None
-        return CriticalMasks(
-            networks, epsilon=self.config.epsilon, preprocessing=preprocessing, device=ctx.device
+        masks = CriticalMasks(
+            networks,
+            epsilon=self.config.epsilon,
+            preprocessing=plain.preprocessing,
+            device=ctx.device,
         )
+        masks.check(ctx, initial, plain.labels)
+        return masks

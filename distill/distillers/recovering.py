@@ -38,12 +38,12 @@ from distill.labels.ensemble import names_of, refuse_without_batch_norm
 from distill.labels.labelling import with_labels
 from distill.labels.pool import PoolTeacher, estimated, open_pool, outlines
 from distill.labels.relabel import Relabelling, placed
-from distill.recovery.initial import Initial
+from distill.recovery.initial import Initial, refuse_mosaics
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Group, Mask, Recovery, groups_of, recover, refuse_sizes
 from distill.recovery.voting import Voters, Voting, draw_voters, prior_weights, voices
 from distill.selection import Distiller, ImagesConfig
-from distill.training.config import Positive, TrainConfig
+from distill.training.config import Positive, Share, TrainConfig
 
 Count = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -54,7 +54,7 @@ class RecoveringConfig(ImagesConfig):
 
     `teachers` label together, and `drawn` of them, or all where they are fewer, judge an image. `priors` are
     accuracies in percent: given, the teachers' own on the validation split (`valid`), or measured by what each
-    teacher's images teach (`measured`, see `prior`).
+    teacher's images teach (`measured`, see `prior`). `init` and what follows says where images begin.
     """
 
     teachers: Annotated[tuple[PoolTeacher, ...], Field(min_length=1)]
@@ -68,6 +68,11 @@ class RecoveringConfig(ImagesConfig):
     label_weights: Literal["prior", "equal"] = "prior"
     label_weights_temperature: Positive = 10.0
     temperature: Positive = 20.0
+    init: str = "real"
+    factor: Count = 1
+    candidates: Count = 300
+    crops: Count = 5
+    crop_scale: Share = 0.08
 
     @model_validator(mode="after")
     def _priors_are_of_teachers(self) -> Self:
@@ -97,6 +102,20 @@ class Recovering(Distiller):
     def asks_teachers(self) -> bool:
         return self.config.relabel is not None
 
+    @property
+    def looks_for_crops(self) -> bool:
+        """Whether its images begin as crops that it looks for."""
+        return self.config.init not in ("real", "noise") and self.config.ipc is not None
+
+    def check_place(self, follows: StepKind | None) -> None:
+        super().check_place(follows)
+        if follows is not None and "init" in self.config.model_fields_set and self.config.init != "real":
+            raise InputError(
+                f"{self.name} begins with the images of the step before, and init asks for others",
+                found=f"init: {self.config.init}",
+                fix="remove init, or remove the step before",
+            )
+
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
         asked = self.config
@@ -107,6 +126,8 @@ class Recovering(Distiller):
                 found="data.valid: 0",
                 fix="set data.valid, such as 0.1, or give priors as numbers",
             )
+        if self.looks_for_crops and asked.ipc is not None:
+            refuse_mosaics(source, asked.ipc, asked.factor)
         networks = outlines(asked.teachers, source)
         refuse_sizes(networks, asked.recover, source.image_shape[0])
         if asked.recover.iterations and asked.recover.statistics:
@@ -116,6 +137,7 @@ class Recovering(Distiller):
                 asked.relabel.check_teachers(
                     networks, classes=len(source.classes), image_shape=source.image_shape
                 )
+                asked.relabel.check_trainings([teacher.train for teacher in asked.teachers])
 
     def check_training(self, train: TrainConfig, *, classes: int) -> None:
         if self.config.relabel is not None:
@@ -159,8 +181,10 @@ class Recovering(Distiller):
     ) -> tuple[DistilledSet, Initial]:
         """A set of the right classes, and where its images begin."""
 
-    def mask(self, ctx: Context, networks: Sequence[Network], preprocessing: Preprocessing) -> Mask | None:
-        """What tells which pixels may move; None where all may."""
+    def mask(
+        self, ctx: Context, networks: Sequence[Network], plain: DistilledSet, initial: Initial
+    ) -> Mask | None:
+        """What tells which pixels of these images may move; None where all may."""
         return None
 
     def search_passes(self, classes: int) -> list[Passes]:
@@ -172,8 +196,10 @@ class Recovering(Distiller):
         checkpoints = 1 if asked.relabel is None else asked.relabel.checkpoints
         networks = open_pool(ctx, source, asked.teachers, checkpoints=checkpoints)
         names = names_of(networks)
+        plain, initial = self.initial(ctx, source, previous, networks)
+        mask = self.mask(ctx, networks, plain, initial) if asked.recover.iterations else None
         priors = self._priors(ctx, source, networks, names)
-        plain = self._images(ctx, source, previous, networks, names, priors)
+        plain = self._images(ctx, source, plain, initial, mask, networks, names, priors)
         if asked.relabel is None:
             return plain
         # The step before may have changed the training.
@@ -222,14 +248,15 @@ class Recovering(Distiller):
         self,
         ctx: Context,
         source: Source,
-        previous: DistilledSet | Selection | None,
+        plain: DistilledSet,
+        initial: Initial,
+        mask: Mask | None,
         networks: Sequence[Network],
         names: Sequence[str],
         priors: Sequence[float],
     ) -> DistilledSet:
         """The recovered images with their classes."""
         asked = self.config
-        plain, initial = self.initial(ctx, source, previous, networks)
         preprocessing = plain.preprocessing
         judges = judges_of(ctx, source, networks, names, asked.recover, preprocessing)
         ipc = int(torch.bincount(plain.labels).max())
@@ -242,7 +269,7 @@ class Recovering(Distiller):
             judges,
             asked.recover,
             preprocessing=preprocessing,
-            mask=self.mask(ctx, networks, preprocessing),
+            mask=mask,
         )
         learned = asked.recover.iterations > 0 or plain.selection is None
         return replace(

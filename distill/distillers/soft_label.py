@@ -73,6 +73,7 @@ class SoftLabel(Distiller):
                 self.config.views.check_teachers(
                     outlines([teacher], source), classes=len(source.classes), image_shape=source.image_shape
                 )
+                self.config.views.check_trainings([teacher.train])
 
     def check_training(self, train: TrainConfig, *, classes: int) -> None:
         if self.config.views is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.contracts import DistilledSet, Preprocessing, SoftLabels, Source
 from distill.errors import InputError
-from distill.labels.codecs import CODECS, decode, is_stored, refuse_distances, refuse_loss
+from distill.labels.codecs import CODECS, decode, is_stored, refuse_distances, refuse_loss, refuse_unmixed
 from distill.labels.view_labels import plan_of
 from distill.randomness import derive_seed
 from distill.selection import class_counts, random_subset, source_counts
@@ -173,6 +173,7 @@ def _refuse_other_views(distilled: DistilledSet, plan: ViewPlan) -> None:
     train, soft = distilled.train, distilled.soft
     assert soft is not None, "whose views are labelled"
     refuse_loss(soft.codec, train.loss, fix="change train.loss, or evaluate in the regime hard")
+    refuse_unmixed(train, soft.codec, fix="change train.loss, or evaluate in the regime hard")
     views = "the set's labels belong to other views than its students would see"
     training = "the set's labels were made for another training than its students would have"
     names = ("batch_size", "augment", "crop_scale", "mix", "mix_alpha")

@@ -23,7 +23,7 @@ from distill.labels import distance_codec, logit_codecs, probability_codecs
 from distill.labels.codec import CODECS, Codec, register
 from distill.randomness import pass_order
 from distill.registry import nearest
-from distill.training.config import DISTANCE_LOSSES, LOGIT_LOSSES, TWO_IMAGES, Strict
+from distill.training.config import DISTANCE_LOSSES, LOGIT_LOSSES, TWO_IMAGES, Strict, TrainConfig
 
 __all__ = ["CODECS", "Codec", "CodecConfig", "check", "decode", "encode", "label_bytes", "register"]
 
@@ -38,7 +38,9 @@ ONLINE = "online"
 
 # Likewise, where the teacher is an adapted public encoder: of it, only the adapter is stored.
 PROJECTOR = "projector"
-_MAX_ADAPTER_BYTES = 1 << 30
+_MAX_ADAPTER_BYTES = 64 << 20
+_MAX_TEMPERATURE = 1e300
+_MAX_ENCODER_BYTES = 1 << 40
 
 CodecName = Literal["full", "topk", "quantised", "marginal_smoothing", "marginal_renormalised", "dbr"]
 assert {distance_codec, logit_codecs, probability_codecs}  # imported for the codecs that they register
@@ -115,6 +117,22 @@ def refuse_loss(codec: str, loss: str, *, fix: str) -> None:
             allowed="cross_entropy, kl, dbr_l1 or dbr_l2; or codec full, topk or quantised",
             fix=fix,
         )
+
+
+def refuse_unmixed(train: TrainConfig, codec: str, *, fix: str) -> None:
+    """Raise InputError where distances to two classes are asked for, and views are of one image."""
+    for where, what, asked in (
+        ("train.loss", f"the loss {train.loss}", train.loss in DISTANCE_LOSSES),
+        ("codec", f"codec {codec}", is_of_pairs(codec)),
+    ):
+        if asked and train.mix not in TWO_IMAGES:
+            raise InputError(
+                f"{what} takes distances to the classes of the two images that a view is mixed from",
+                where=where,
+                found=f"train.mix: {train.mix}",
+                allowed=f"train.mix: {' or '.join(TWO_IMAGES)}",
+                fix=fix,
+            )
 
 
 def refuse_distances(loss: str, *, fix: str) -> None:
@@ -209,6 +227,7 @@ def probabilities(soft: SoftLabels, *, classes: Tensor, passes: int | None = Non
         classes: of the images, int64 (N,).
         passes: how many label sets count.
     """
+    assert is_stored(soft), "stored labels"
     any_array = next(array for name, array in soft.arrays.items() if name != KEPT)
     images = any_array.shape[1]
     plan = soft.attributes.get(VIEWS)
@@ -259,8 +278,12 @@ def check(soft: SoftLabels, *, images: int, classes: int) -> None:
             fix="update distill, if the set was made by a newer version",
         )
     temperature = soft.attributes.get("temperature")
-    if not isinstance(temperature, float | int) or not (math.isfinite(temperature) and temperature > 0):
-        raise DamagedDataError("soft labels lack a valid temperature", found=repr(temperature), allowed="> 0")
+    if not isinstance(temperature, float | int) or not 0 < temperature <= _MAX_TEMPERATURE:
+        raise DamagedDataError(
+            "soft labels lack a valid temperature",
+            found=repr(temperature)[:50],
+            allowed=f"> 0 and <= {_MAX_TEMPERATURE:g}",
+        )
     if "teacher" not in soft.attributes:
         raise DamagedDataError("soft labels do not say which teacher gave them")
     if soft.codec == ONLINE:
@@ -291,6 +314,27 @@ def _check_adapter(soft: SoftLabels) -> None:
             found=", ".join(f"{name}: {dtype}, {ndim} dimensions" for name, (dtype, ndim) in found.items())
             or "none",
             allowed=f"adapter: uint8 (bytes,), at most {_MAX_ADAPTER_BYTES:,}",
+        )
+    if not isinstance(soft.attributes.get(VIEWS), dict):
+        raise DamagedDataError("labels by a projector do not say of which views they are")
+    told = soft.attributes.get(PROJECTOR)
+    encoder = (
+        told["projection"].get("encoder")
+        if isinstance(told, dict) and isinstance(told.get("projection"), dict)
+        else None
+    )
+    facts = encoder if isinstance(encoder, dict) else {}
+    if not (
+        isinstance(facts.get("name"), str)
+        and isinstance(facts.get("sha256"), str)
+        and isinstance(told, dict)
+        and isinstance(told.get("bytes"), int)
+        and 0 <= told["bytes"] <= _MAX_ENCODER_BYTES
+    ):
+        raise DamagedDataError(
+            "the set does not say which encoder labels it",
+            allowed="the encoder's name, the sha256 of its weights, and their bytes",
+            fix="fetch or make the set again",
         )
 
 

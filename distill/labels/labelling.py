@@ -12,7 +12,8 @@ from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.labels.codecs import ONLINE, VIEWS, CodecConfig, is_stored
 from distill.labels.ensemble import Ensemble
 from distill.labels.pool import PoolTeacher, checkpoint_epochs
-from distill.labels.projector import project, weak_teachers
+from distill.labels.projector import project
+from distill.labels.projector_fit import weak_teachers
 from distill.labels.relabel import Relabelling, kept_of_first_pass, relabel, tell_kept
 from distill.labels.set_teachers import SetTeachers, set_teachers, told
 from distill.labels.view_labels import OnlineLabels, StoredLabels, plan_attributes, plan_of

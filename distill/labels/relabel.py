@@ -24,13 +24,13 @@ from distill.contracts import Context, DistilledSet, Labelling, Passes, SoftLabe
 from distill.errors import InputError
 from distill.files import disk_errors, reserve, write_bytes_atomically
 from distill.labels.calibration import Calibration
-from distill.labels.codecs import KEPT, VIEWS, CodecConfig, encode, is_of_pairs, refuse_loss
+from distill.labels.codecs import KEPT, VIEWS, CodecConfig, encode, is_of_pairs, refuse_loss, refuse_unmixed
 from distill.labels.ensemble import BatchNormMode, Combine, refuse_without_batch_norm
-from distill.labels.projector import Projection
+from distill.labels.projection import Projection
 from distill.labels.view_labels import OnlineLabels, plan_attributes
 from distill.models.projector import ProjectorModel
 from distill.training.batches import DeviceImages, PlannedViews, class_pairs
-from distill.training.config import DISTANCE_LOSSES, LOGIT_LOSSES, TWO_IMAGES, Strict, TrainConfig
+from distill.training.config import LOGIT_LOSSES, Strict, TrainConfig
 from distill.training.job import Pool, ViewPlan
 
 _SAVE_SECONDS = 20.0
@@ -71,6 +71,12 @@ class Relabelling(Strict):
         if self.batch_norm == "batch":
             refuse_without_batch_norm(networks, where="batch_norm: batch")
 
+    def check_trainings(self, trainings: Sequence[TrainConfig | None]) -> None:
+        """Raise InputError where teachers trained so, or read from a file (None), cannot label as is asked for."""
+        if self.projector is not None:
+            with placed("projector"):
+                self.projector.check_trainings(trainings)
+
     def check(self, train: TrainConfig, *, classes: int) -> None:
         """Raise InputError where students of `train` cannot learn from such labels of C classes."""
         if self.projector is not None:
@@ -86,7 +92,7 @@ class Relabelling(Strict):
         else:
             self.codec.check(classes)
             refuse_loss(self.codec.name, train.loss, fix="change train.loss or the codec")
-        self._refuse_unmixed(train)
+        refuse_unmixed(train, self.codec.name, fix="set train.mix: cutmix, or take another loss or codec")
         if self.calibration is not None and train.loss in LOGIT_LOSSES:
             raise InputError(
                 f"the loss {train.loss} compares logits, and calibration softens labels as probabilities",
@@ -113,21 +119,6 @@ class Relabelling(Strict):
                     where=name,
                     found=str(getattr(self, name)),
                     fix=f"leave {name} out, or leave projector out",
-                )
-
-    def _refuse_unmixed(self, train: TrainConfig) -> None:
-        """Raise InputError where distances to two classes are asked for, and views are of one image."""
-        for where, what, asked in (
-            ("train.loss", f"the loss {train.loss}", train.loss in DISTANCE_LOSSES),
-            ("codec", f"codec {self.codec.name}", is_of_pairs(self.codec.name)),
-        ):
-            if asked and train.mix not in TWO_IMAGES:
-                raise InputError(
-                    f"{what} takes distances to the classes of the two images that a view is mixed from",
-                    where=where,
-                    found=f"train.mix: {train.mix}",
-                    allowed=f"train.mix: {' or '.join(TWO_IMAGES)}",
-                    fix="set train.mix: cutmix, or take another loss or codec",
                 )
 
     def refuse_lonely_images(self, train: TrainConfig, images: int) -> None:

@@ -18,7 +18,7 @@ from distill.errors import DamagedDataError
 from distill.labels.calibration import Calibration
 from distill.labels.codecs import KEPT, VIEWS, decode, decode_rows, encode, is_of_pairs
 from distill.labels.ensemble import Ensemble, Labellers
-from distill.training.batches import class_pairs
+from distill.training.batches import PassOrders, class_pairs
 from distill.training.config import Augment, Mixing
 from distill.training.job import ViewLabels, ViewPlan
 
@@ -31,7 +31,7 @@ class _Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     seed: int = Field(ge=0, lt=1 << 63)
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=1_000_000_000)
     batch_size: int = Field(ge=1)
     augment: Augment
     crop_scale: float = Field(gt=0, le=1)
@@ -79,6 +79,8 @@ class StoredLabels(ViewLabels):
         assert plan is not None, "labels of views"
         self.plan, self.soft, self.classes = plan, soft, classes
         self.device = torch.device("cpu")
+        # Of the host's own: a GPU's index would have to be waited for.
+        self._orders = PassOrders(plan, len(classes), self.device)
 
     def on(self, device: torch.device) -> StoredLabels:
         ready = StoredLabels(self.soft, self.classes)
@@ -89,7 +91,7 @@ class StoredLabels(ViewLabels):
         rows = slice(start, start + len(images))
         pairs = None
         if is_of_pairs(self.soft.codec):
-            pairs = class_pairs(self.plan, epoch, index.cpu(), self.classes)
+            pairs = class_pairs(self.plan, epoch, self._orders[epoch][rows], self.classes)
         logits = decode_rows(self.soft, epoch, rows, pairs).to(self.device, non_blocking=True)
         if KEPT not in self.soft.arrays:
             return logits, None

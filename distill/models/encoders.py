@@ -303,26 +303,31 @@ def _shapes(
 
     A set from a stranger names its encoder: the largest there is must cost nothing until the file is known to be its.
     """
+    with _bounded(state, config=config, path=path):
+        return {name: value.to("meta") for name, value in _sketch(make).state_dict().items()}
+
+
+def _sketch(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network without numbers, on the meta device; with them where it cannot be made otherwise."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return make().state_dict()
+                return make()
         except (RuntimeError, TypeError):
-            # Numbers are read while it is made, which meta has none of: it has to be made with memory.
-            with _bounded(state, config=config, path=path):
-                return {name: value.to("meta") for name, value in make().state_dict().items()}
+            # torchvision's regnets compute their widths as tensors and read them, and meta has nothing to read.
+            return make()
 
 
 @contextmanager
 def _bounded(state: Mapping[str, Tensor], *, config: EncoderConfig, path: Path) -> Iterator[None]:
-    """Networks made here are given up once their parameters are out of all proportion to the file's tensors."""
+    """A network made here is given up once its parameters with memory are out of all proportion to the file's."""
     held = sum(value.numel() for value in state.values())
     most = _TIMES_THE_FILE * held + _HEAD_NUMBERS
     made = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal made
-        made += 0 if parameter is None else parameter.numel()
+        made += 0 if parameter is None or parameter.is_meta else parameter.numel()
         if made > most:
             raise _another_encoder(
                 config, path, found=f"{held:,} numbers, where the encoder has more than {most:,}"
@@ -429,8 +434,7 @@ class _Torchvision(_Library):
         return IMAGENET_MEAN, IMAGENET_STD
 
     def own(self, name: str, state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.device("meta"):
-            head = last_linear(make_classifier(name, weighted=True), f"torchvision/{name}")
+        head = last_linear(_sketch(partial(make_classifier, name, weighted=True)), f"torchvision/{name}")
         state = _without(state, (f"{head}.", *AUXILIARY.get(name, ())))
         return {name_today(each): value for each, value in state.items()}
 

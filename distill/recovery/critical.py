@@ -20,7 +20,7 @@ and counts as 0.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,17 +32,19 @@ from torch import Tensor
 from distill.augment import Views, apply_views
 from distill.cache import CriticalMaps
 from distill.cache.critical_maps import MapPass, map_layer
+from distill.cache.forward import exact_convolutions
 from distill.cache.networks import Network
 from distill.contracts import Context, Preprocessing, Source, Split
 from distill.errors import InputError
 from distill.labels.ensemble import between, equal_ensemble, names_of
 from distill.models import describe
-from distill.recovery.initial import cut, draw_crops, pixels, tiled
+from distill.recovery.initial import Crops, Initial, cut, draw_crops, pixels, tiled
 from distill.selection import by_class, random_pick
 from distill.training.batches import DeviceImages
 from distill.training.job import Pool
 
 _BLOCK = 256  # images a forward pass
+_HELD = 4096  # candidates in memory
 _SAME = 1e-5  # differences within a map, as a share of its greatest value, that mean nothing
 _LEAST_FREE = 0.01  # share of the pixels that may move, below which a mask protects everything
 
@@ -51,22 +53,14 @@ Pick = Literal["least_sure", "middle", "surest"]
 
 
 @dataclass(frozen=True)
-class CriticalSearch:
-    """How crops are looked for.
+class CriticalSearch(Crops):
+    """How critical crops are looked for.
 
     Args:
-        factor: crops along a side of a mosaic.
-        candidates: images a class that are looked at; all where a class has fewer.
-        crops: of each.
-        crop_scale: the least area of a crop, as a share of the image's.
         critical: share of the crops, those with most critical content, from which the wanted are taken.
         pick: by how sure teachers are of their class.
     """
 
-    factor: int
-    candidates: int
-    crops: int
-    crop_scale: float
     critical: float
     pick: Pick
 
@@ -112,31 +106,48 @@ class CriticalMasks:
         """C, float32 (B, 1, H, W), of images (B, Ch, H, W) and their classes, int64 (B,)."""
         height, width = images.shape[2:]
         found = []
-        for part, classes in zip(images.split(_BLOCK), labels.split(_BLOCK), strict=True):
-            maps = [
-                normalised(each.run(way(part), classes)[1], (height, width))
-                for each, way in zip(self.passes, self.ways, strict=True)
-            ]
-            found.append(torch.stack(maps).mean(dim=0))
+        with exact_convolutions():  # as the maps that crops are found by
+            for part, classes in zip(images.split(_BLOCK), labels.split(_BLOCK), strict=True):
+                maps = [
+                    normalised(each.run(way(part), classes)[1], (height, width))
+                    for each, way in zip(self.passes, self.ways, strict=True)
+                ]
+                found.append(torch.stack(maps).mean(dim=0))
         return torch.cat(found)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """M, float32 (B, 1, H, W).
+        """M, float32 (B, 1, H, W)."""
+        return (self.epsilon - self.critical(images, labels)).clamp(min=0)
+
+    def check(self, ctx: Context, initial: Initial, labels: Tensor) -> None:
+        """Tell which share of a set's pixels may move.
+
+        Args:
+            ctx: its device and progress.
+            initial: where its images begin.
+            labels: int64 (N,).
 
         Raises:
             InputError: hardly a pixel may move.
         """
-        mask = (self.epsilon - self.critical(images, labels)).clamp(min=0)
-        free = float((mask > 0).float().mean())
-        if free < _LEAST_FREE:
+        free = torch.cat(
+            [
+                (self(initial.rows(rows), labels[rows].to(ctx.device)) > 0).float().mean(dim=(1, 2, 3)).cpu()
+                for rows in torch.arange(len(labels)).split(_BLOCK)
+            ]
+        )
+        share, stuck = float(free.mean()), int((free == 0).sum())
+        if share < _LEAST_FREE:
             raise InputError(
                 "the masks protect everything: hardly a pixel lies below epsilon, and nothing would be refined",
                 where="epsilon",
-                found=f"epsilon {self.epsilon:g}, with which {free:.2%} of the pixels may move",
+                found=f"epsilon {self.epsilon:g}, with which {share:.2%} of the pixels may move",
                 allowed=f"one with which {_LEAST_FREE:.0%} or more may move",
                 fix="raise epsilon, or set mask: none to let all pixels move",
             )
-        return mask
+        ctx.progress.note(f"{share:.1%} of the pixels are not critical and may move", free=share)
+        if stuck:
+            ctx.progress.warn(f"{stuck} of {len(labels)} images are critical everywhere and stay as they are")
 
 
 def critical_mosaics(
@@ -159,16 +170,29 @@ def critical_mosaics(
         random_pick(samples, max(how.candidates, _wanted(count, how)), seed=ctx.derive("crops"), name=number)
         for number, (samples, count) in enumerate(zip(classes, budget, strict=True))
     ]
-    looker = _Looker(ctx, source, networks, np.concatenate(chosen), how)
-    made, start = [], 0
+    made = []
     with ctx.progress.task("look for critical crops", total=len(budget), unit="class") as task:
-        for number, (samples, count) in enumerate(zip(chosen, budget, strict=True)):
-            rows = torch.arange(start, start + len(samples))
-            crops = looker.picked(rows, number, _wanted(count, how))
-            made.append(pixels(tiled(crops, how.factor), looker.preprocessing))
-            start += len(samples)
-            task.advance(1)
+        for members in _together([len(samples) for samples in chosen]):
+            looker = _Looker(ctx, source, networks, np.concatenate([chosen[each] for each in members]), how)
+            start = 0
+            for number in members:
+                rows = torch.arange(start, start + len(chosen[number]))
+                crops = looker.picked(rows, number, _wanted(budget[number], how))
+                made.append(pixels(tiled(crops, how.factor), looker.preprocessing))
+                start += len(rows)
+                task.advance(1)
     return torch.cat(made)
+
+
+def _together(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Classes whose candidates are held at once: numbers in order, at most `_HELD` images, at least one class."""
+    members: list[int] = []
+    for number, size in enumerate(sizes):
+        if members and sum(sizes[each] for each in members) + size > _HELD:
+            yield members
+            members = []
+        members.append(number)
+    yield members
 
 
 def _wanted(images: int, how: CriticalSearch) -> int:
@@ -180,7 +204,7 @@ class _Looker:
 
     Args:
         ctx, source, networks, how: as in `critical_mosaics`.
-        samples: int64 (n,), the candidates of all classes.
+        samples: int64 (n,), the candidates.
     """
 
     def __init__(

@@ -68,22 +68,31 @@ def noise(shape: tuple[int, int, int], *, seed: int, device: torch.device) -> In
 
 
 @dataclass(frozen=True)
-class CropSearch:
-    """How crops are looked for.
+class Crops:
+    """Which crops are looked at.
 
     Args:
-        middle: whether those of middle difficulty are wanted, and not the easiest.
         factor: crops along a side of a mosaic.
         candidates: images a class that are looked at; all where a class has fewer.
         crops: of each.
         crop_scale: the least area of a crop, as a share of the image's.
     """
 
-    middle: bool
     factor: int
     candidates: int
     crops: int
     crop_scale: float
+
+
+@dataclass(frozen=True)
+class CropSearch(Crops):
+    """How crops are chosen by the teachers' certainty.
+
+    Args:
+        middle: whether those of middle difficulty are wanted, and not the easiest.
+    """
+
+    middle: bool
 
 
 def mosaics(ctx: Context, source: Source, teachers: Labellers, budget: np.ndarray, how: CropSearch) -> Tensor:

@@ -249,9 +249,9 @@ class _Shard:
             before = None if self.mask is None else images.detach().clone()
             adam.step()
             with torch.no_grad():
-                if self.mask is not None and before is not None:
-                    torch.lerp(before, images, self.mask, out=images)
                 torch.maximum(torch.minimum(images, bounds[1], out=images), bounds[0], out=images)
+                if self.mask is not None and before is not None:  # last: bounds are rounded, too
+                    torch.lerp(before, images, self.mask, out=images)
             if step % _TELL_STEPS == 0:
                 self._refuse_broken()
                 self._tell(step, losses)

@@ -222,6 +222,28 @@ class Batches:
         return apply_mix(images, others, mix), targets * ratio + self._targets(partner) * (1 - ratio)
 
 
+class PassOrders:
+    """The orders of a plan's passes; those asked for last are kept.
+
+    Args:
+        plan: whose passes.
+        count: N.
+        device: where orders are wanted.
+    """
+
+    def __init__(self, plan: ViewPlan, count: int, device: torch.device) -> None:
+        self.plan, self.count, self.device = plan, count, device
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+
+    def __getitem__(self, epoch: int) -> Tensor:
+        """int64 (N,)."""
+        if epoch not in self._kept:
+            while len(self._kept) >= max(1, _ORDERS_KEPT // self.count):
+                self._kept.popitem(last=False)
+            self._kept[epoch] = pass_order(self.plan.seed, epoch, self.count, device=self.device)
+        return self._kept[epoch]
+
+
 class PlannedViews:
     """The views of a plan, batch by batch: what a teacher labels and a student sees again.
 
@@ -233,7 +255,7 @@ class PlannedViews:
 
     def __init__(self, plan: ViewPlan, images: DeviceImages, *, scattered: bool = False) -> None:
         self.plan, self.images = plan, images
-        self._orders: OrderedDict[int, Tensor] = OrderedDict()
+        self._orders = PassOrders(plan, len(images), images.device)
         self.starts = range(0, len(images), plan.batch_size)
         _, height, width = images.shape
         self.looks = Looks(
@@ -246,12 +268,7 @@ class PlannedViews:
         )
 
     def order(self, epoch: int) -> Tensor:
-        """The order of a pass: int64 (N,). Those asked for last are kept."""
-        if epoch not in self._orders:
-            count = len(self.images)
-            while len(self._orders) >= max(1, _ORDERS_KEPT // count):
-                self._orders.popitem(last=False)
-            self._orders[epoch] = pass_order(self.plan.seed, epoch, count, device=self.images.device)
+        """The order of a pass: int64 (N,)."""
         return self._orders[epoch]
 
     def batch(self, epoch: int, start: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,9 @@ from distill.errors import DamagedDataError, InputError
 from distill.labels.codecs import check, is_stored, label_bytes
 from distill.labels.labelling import view_labels, with_labels
 from distill.labels.pool import PoolTeacher, checkpoint_epochs, open_pool
-from distill.labels.projector import Projection, encoder_of, open_projector, weak_teachers
+from distill.labels.projection import Projection
+from distill.labels.projector import encoder_bytes, open_projector
+from distill.labels.projector_fit import weak_teachers
 from distill.labels.relabel import Relabelling
 from distill.labels.set_teachers import set_teachers
 from distill.labels.view_labels import OnlineLabels, StoredLabels
@@ -118,7 +120,7 @@ def test_a_set_stores_the_adapter_and_the_encoders_sha256(
     told = soft.attributes["projector"]
     assert told["projection"]["encoder"]["sha256"] == hashlib.sha256(data).hexdigest()
     assert str(weights) not in str(soft.attributes)
-    assert encoder_of(soft) == (ENCODER, len(data))
+    assert encoder_bytes(soft) == len(data)
     path = tmp_path / "set.h5"
     write_set(made, path)
     again = read_set(path)
@@ -196,11 +198,11 @@ def test_the_fit_comes_nearer_to_the_teachers(rgb: Source, make_context: MakeCon
 def test_an_interrupted_fit_gives_the_same_bytes(
     rgb: Source, make_context: MakeContext, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distill.labels import projector as room
+    from distill.labels import projector_fit as room
 
     whole = labelled(make_context(**TRAIN), rgb, projection(weights))
     monkeypatch.setattr(room, "_SAVE_SECONDS", -1.0)
-    ctx, loss, calls = make_context(**TRAIN), room._Fit._loss, []
+    ctx, loss, calls = make_context(**TRAIN), room.Fit._loss, []
 
     def interrupted(self: Any, batch: Any) -> torch.Tensor:
         calls.append(batch)
@@ -209,10 +211,10 @@ def test_an_interrupted_fit_gives_the_same_bytes(
         return loss(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(room._Fit, "_loss", interrupted)
+        patch.setattr(room.Fit, "_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             labelled(ctx, rgb, projection(weights))
-    monkeypatch.setattr(room._Fit, "_calibrate", lambda *_: pytest.fail("began anew"))
+    monkeypatch.setattr(room.Fit, "_calibrate", lambda *_: pytest.fail("began anew"))
     again = labelled(ctx, rgb, projection(weights))
     assert whole.soft is not None and again.soft is not None
     np.testing.assert_array_equal(again.soft.arrays["adapter"], whole.soft.arrays["adapter"])
@@ -262,14 +264,15 @@ def test_a_file_of_another_sha256(
     wrong = projection(weights, encoder={"sha256": "0" * 64})
     with pytest.raises(DamagedDataError, match="another sha256"):
         wrong.check(rgb.image_shape)
-    made = labelled(make_context(**TRAIN), rgb, projection(weights))
+    made_in = make_context(**TRAIN)
+    made = labelled(made_in, rgb, projection(weights))
     changed = tmp_path / "changed.pt"
     state = torch.load(weights, weights_only=True)
     name = next(name for name in state if name.endswith("weight"))
     torch.save({**state, name: state[name] + 1}, changed)
-    other = make_context(**TRAIN)
-    with pytest.raises(DamagedDataError, match="another sha256"):
-        open_projector(other, rgb, made, encoder=changed)
+    for ctx in (make_context(**TRAIN), made_in):  # whether the projector is in the cache or not
+        with pytest.raises(DamagedDataError, match="not the weights of the encoder"):
+            open_projector(ctx, rgb, made, encoder=changed)
 
 
 def test_an_adapter_for_another_encoder(
@@ -295,6 +298,7 @@ def test_an_adapter_for_another_encoder(
         },
     }
     moved = replace(made, soft=replace(made.soft, attributes={**made.soft.attributes, "projector": told}))
+    told["bytes"] = changed.stat().st_size
     with pytest.raises(InputError, match="belongs to something else"):
         open_projector(ctx, rgb, moved, encoder=changed)
 
@@ -341,6 +345,63 @@ def test_wrong_arrays_are_damage(name: str, rgb: Source, make_context: MakeConte
     made = labelled(make_context(**TRAIN), rgb, projection(weights))
     assert made.soft is not None
     adapter = made.soft.arrays["adapter"]
-    arrays = {"": {}, "other": {"other": adapter}, "two": {"adapter": adapter[None]}}[name]
+    arrays: dict[str, Any] = {"": {}, "other": {"other": adapter}, "two": {"adapter": adapter[None]}}[name]
     with pytest.raises(DamagedDataError, match="wrong arrays"):
         check(replace(made.soft, arrays=arrays), images=12, classes=3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"projector": None},
+        {"projector": {}},
+        {"projector": {"projection": {"encoder": {"name": ENCODER, "sha256": None}}, "bytes": 1, "seed": 0}},
+        {"projector": {"projection": {"encoder": {"name": ENCODER, "sha256": "0" * 64}}, "bytes": 10**40}},
+        {"views": None},
+        {"temperature": 10**400},
+    ],
+    ids=str,
+)
+def test_wrong_attributes_are_damage(
+    change: dict[str, Any], rgb: Source, make_context: MakeContext, weights: Path
+) -> None:
+    made = labelled(make_context(**TRAIN), rgb, projection(weights))
+    assert made.soft is not None
+    wrong = replace(made.soft, attributes={**made.soft.attributes, **change})
+    with pytest.raises(DamagedDataError):
+        check(wrong, images=12, classes=3)
+
+
+@pytest.mark.parametrize("trainings", [[None], [TEACHERS[0].train]], ids=["file", "four epochs"])
+def test_more_weak_teachers_than_there_are(weights: Path, trainings: list[Any]) -> None:
+    with pytest.raises(InputError, match="fewer networks along its training") as caught:
+        Relabelling(projector=projection(weights, checkpoints=5)).check_trainings(trainings)
+    assert caught.value.where == "projector.checkpoints"
+
+
+def test_a_fit_goes_on_with_its_own_encoder_alone(
+    rgb: Source, make_context: MakeContext, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may change between an interruption and the next run; the recipe does not tell."""
+    from distill.labels import projector_fit as room
+
+    other = tmp_path / "encoder.pt"
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value * 1.01 for name, value in state.items()}, other)
+    ctx = make_context(**TRAIN)
+    labelled(ctx, rgb, projection(weights))
+    steps: list[int] = []
+    resume = room.Fit._resume
+    monkeypatch.setattr(room.Fit, "_resume", lambda self: steps.append(resume(self)) or steps[-1])
+    labelled(ctx, rgb, projection(other))
+    assert steps == [0]
+
+
+def test_decay_leaves_scale_and_bias(rgb: Source, make_context: MakeContext, weights: Path) -> None:
+    ctx = make_context(**TRAIN)
+    gentle, hard = (
+        labelled(make_context(**TRAIN), rgb, projection(weights, weight_decay=decay, lr=1e-4))
+        for decay in (0.0, 5000.0)
+    )
+    logits = [said(ctx, rgb, made, encoder=weights) for made in (gentle, hard)]
+    torch.testing.assert_close(logits[0].mean(), logits[1].mean(), rtol=0.05, atol=0.02)

@@ -144,9 +144,9 @@ def test_the_tables_of_labels_and_committees_give_keys_and_defaults(
 
 def test_the_table_of_refinement_gives_what_it_adds_to_the_committee() -> None:
     found = rows("Options", NRR)
-    own = [
-        key for key in NonCriticalRefinement.Config.model_fields if key not in RecoveringConfig.model_fields
-    ]
+    shared = {key: field.default for key, field in RecoveringConfig.model_fields.items()}
+    fields = NonCriticalRefinement.Config.model_fields
+    own = [key for key, field in fields.items() if key not in shared or field.default != shared[key]]
     assert list(found) == own
     for key in own:
         assert parse_scalar(found[key]) == NonCriticalRefinement.Config.model_fields[key].default, key

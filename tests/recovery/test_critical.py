@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,6 @@ def test_a_mask_is_what_is_left_of_epsilon(source: Source, make_context: MakeCon
 def test_teachers_behind_other_statistics_see_what_they_know(
     source: Source, make_context: MakeContext
 ) -> None:
-    from dataclasses import replace
-
     (network,) = teachers(make_context(), source)
     images, labels = source.train.images[:6], source.train.labels[:6]
     found = []
@@ -104,14 +103,44 @@ def test_teachers_behind_other_statistics_see_what_they_know(
 
 def test_a_mask_that_protects_everything_is_refused(source: Source, make_context: MakeContext) -> None:
     """Where two teachers' maps have their least values at other places, their mean is nowhere 0."""
+    ctx = make_context()
     preprocessing = Preprocessing(source.mean, source.std)
-    networks = teachers(make_context(), source, 2)
-    images, labels = Transform(preprocessing)(source.train.images[:9]), source.train.labels[:9]
-    masks = CriticalMasks(networks, epsilon=1e-9, preprocessing=preprocessing, device=CPU)
-    masks.critical = lambda images, labels: torch.full((9, 1, 8, 8), 0.2)  # type: ignore[method-assign]
+    masks = CriticalMasks(teachers(ctx, source, 2), epsilon=0.1, preprocessing=preprocessing, device=CPU)
+    initial, labels = given(source.train.images[:9], preprocessing, CPU), source.train.labels[:9]
+    masks.check(ctx, initial, labels)
+    critical = torch.full((9, 1, 8, 8), 0.2)
+    masks.critical = lambda images, labels: critical  # type: ignore[method-assign]
     with pytest.raises(InputError, match="protect everything") as caught:
-        masks(images, labels)
+        masks.check(ctx, initial, labels)
     assert caught.value.where == "epsilon" and "0.00% of the pixels" in str(caught.value)
+
+
+def test_images_that_cannot_move_are_told_of(source: Source, make_context: MakeContext) -> None:
+    from tests.cache.conftest import Told
+
+    ctx, told = make_context(), Told()
+    preprocessing = Preprocessing(source.mean, source.std)
+    masks = CriticalMasks(teachers(ctx, source), epsilon=0.1, preprocessing=preprocessing, device=CPU)
+    critical = torch.zeros(9, 1, 8, 8)
+    critical[:3] = 1
+    masks.critical = lambda images, labels: critical  # type: ignore[method-assign]
+    initial = given(source.train.images[:9], preprocessing, CPU)
+    masks.check(replace(ctx, progress=told), initial, source.train.labels[:9])
+    assert told.notes == ["66.7% of the pixels are not critical and may move"]
+    assert told.warnings == ["3 of 9 images are critical everywhere and stay as they are"]
+
+
+def test_protection_is_refused_before_priors_are_measured(
+    source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill.distillers import recovering
+
+    monkeypatch.setattr(recovering, "measure_priors", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(
+        CriticalMasks, "critical", lambda self, images, labels: torch.ones(len(images), 1, 8, 8)
+    )
+    with pytest.raises(InputError, match="protect everything"):
+        nrr(priors="measured", init="real").run(make_context(), source.without_test(), None)
 
 
 def refined(
@@ -145,7 +174,8 @@ def test_protected_pixels_stay_and_others_move(source: Source, make_context: Mak
         refined(make_context(), source, lambda x, y: half.expand(len(x), -1, -1, -1), images, labels)
     for before, after in learned:
         moved = (after - before).abs()
-        assert float(moved[..., 4:].max()) == 0 < 1e-6
+        assert float(moved[..., 4:].max()) < 1e-6
+        assert torch.equal(after[..., 4:], before[..., 4:])  # and that is to the bit
         assert float(moved[..., :4].mean()) > 0.05
 
 
