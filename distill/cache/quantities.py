@@ -1,8 +1,7 @@
 """What can be asked of the cache about every sample of a split: `cache.request(split, network, [Features(), Loss()])`.
 
-Some of it is stored (features, logits, critical maps, projected gradients, gradient norms,
-statistics); the rest follows from what is
-stored, or from what was recorded while the network was trained, and is computed as it is read.
+Some of it is stored (features, logits, critical maps, projected gradients, gradient norms, statistics); the rest
+follows from what is stored, or from what was recorded while the network was trained, and is computed as it is read.
 
 An image whose values are NaN or infinite (the cache refuses more than a few) has a row of zeros in features, logits,
 maps and gradients. In scores (losses, margins, lengths) it is NaN: any number would be a rank among the others.

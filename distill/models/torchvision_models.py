@@ -29,6 +29,9 @@ AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
 # What networks call the pooling behind their first convolution.
 _STEM_POOLINGS = ("maxpool", "maxpool1", "features.pool0")
+# Tensors may share what a file holds, as tied weights do; beyond that a small file would claim much memory.
+_MOST_CLAIMED = 2
+_SLACK_BYTES = 1 << 20
 
 
 class TorchvisionConfig(ModelConfig):
@@ -119,6 +122,14 @@ def load_state(path: Path, *, sha256: str | None) -> dict[str, Tensor]:
             where=str(path),
             allowed="a mapping from names to tensors",
             fix="save the network's state_dict()",
+        )
+    claimed = sum(value.nbytes for value in state.values())
+    if any(value.is_meta for value in state.values()) or claimed > _MOST_CLAIMED * len(data) + _SLACK_BYTES:
+        raise DamagedDataError(
+            "the weights file holds less than its tensors say",
+            where=str(path),
+            found=f"{len(data):,} bytes for tensors of {claimed:,}",
+            fix="get the file again",
         )
     return dict(state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -405,3 +406,40 @@ def test_decay_leaves_scale_and_bias(rgb: Source, make_context: MakeContext, wei
     )
     logits = [said(ctx, rgb, made, encoder=weights) for made in (gentle, hard)]
     torch.testing.assert_close(logits[0].mean(), logits[1].mean(), rtol=0.05, atol=0.02)
+
+
+def test_text_embeddings_are_where_it_may_begin(
+    rgb: Source, make_context: MakeContext, tmp_path: Path
+) -> None:
+    """W is made again from the classes' names: the set stores nothing of it, and other names give other labels."""
+    open_clip = pytest.importorskip("open_clip")
+    from tests.models.test_encoders import TEXT, TOWERS
+
+    described = {"embed_dim": 12, "vision_cfg": TOWERS["tiny-transformer"], "text_cfg": TEXT}
+    (tmp_path / "tiny-projected.json").write_text(json.dumps(described), encoding="utf-8")
+    open_clip.add_model_config(tmp_path / "tiny-projected.json")
+    weights = tmp_path / "clip.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(open_clip.create_model("tiny-projected").state_dict(), weights)
+    encoder = {"name": "open_clip/tiny-projected", "weights": str(weights), "size": 32}
+    how = projection(weights, encoder=encoder, start="text", conv_rank=0, linear_rank=1)
+    how.check(rgb.image_shape)
+    ctx = make_context(**TRAIN)
+    made = labelled(ctx, rgb, how)
+    first = said(make_context(**TRAIN), rgb, made, encoder=weights)
+    assert torch.equal(first, said(ctx, rgb, made))
+    renamed = replace(made, classes=("cat", "dog", "ship"))
+    assert not torch.allclose(said(make_context(**TRAIN), rgb, renamed, encoder=weights), first, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_gpu_fits_alike(rgb: Source, make_context: MakeContext, weights: Path) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        ctx = make_context(device=device, **TRAIN)
+        made = labelled(ctx, rgb, projection(weights, lr=1e-3))
+        labels = view_labels(ctx, rgb, made, students=2)
+        assert isinstance(labels, StoredLabels)
+        found.append(torch.from_numpy(labels.soft.arrays["logits"].astype("f4")))
+    torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.05)

@@ -17,6 +17,7 @@ from torch import nn
 from distill.errors import DamagedDataError, InputError
 from distill.models import build, model_config
 from distill.models.cost import forward_cost
+from distill.models.torchvision_models import load_state
 
 NAME = "torchvision/shufflenet_v2_x0_5"
 
@@ -234,3 +235,13 @@ def test_files_of_densenets_with_names_from_before_are_read(tmp_path: Path) -> N
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(read(image), now(image))
+
+
+@pytest.mark.parametrize("kind", ["repeated", "meta"])
+def test_a_file_that_claims_more_than_it_holds_is_damage(kind: str, tmp_path: Path) -> None:
+    """A tensor of stride 0, or without memory, has any shape in a few bytes."""
+    shape = (1 << 12, 1 << 12)
+    value = torch.zeros(1).expand(shape) if kind == "repeated" else torch.empty(shape, device="meta")
+    torch.save({"weight": value}, tmp_path / "weights.pt")
+    with pytest.raises(DamagedDataError, match="less than its tensors say"):
+        load_state(tmp_path / "weights.pt", sha256=None)

@@ -339,3 +339,16 @@ def test_an_initial_image_beside_a_step_before_is_refused() -> None:
     with pytest.raises(InputError, match="begins with the images of the step before"):
         nrr(ipc=None, init="critical").check_place("selector")
     nrr(ipc=None).check_place("selector")
+
+
+@pytest.mark.gpu
+def test_a_gpu_masks_alike(source: Source, make_context: MakeContext) -> None:
+    preprocessing = Preprocessing(source.mean, source.std)
+    networks = teachers(make_context(), source, 2)
+    images, labels = Transform(preprocessing)(source.train.images[:9]), source.train.labels[:9]
+    found = []
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        masks = CriticalMasks(networks, epsilon=0.4, preprocessing=preprocessing, device=device)
+        found.append(masks(images.to(device), labels.to(device)).cpu())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
