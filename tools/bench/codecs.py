@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--stores", choices=("codecs", "distances"), default="codecs")
     parser.add_argument("--device")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     print("| labels | bytes | of full | accuracy, 95% interval |\n|---|---|---|---|", flush=True)
     rows = []
     for store, size, result in measured(args):
