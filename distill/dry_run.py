@@ -16,6 +16,7 @@ from distill.cache import default_folder
 from distill.contracts import Estimate, Labelling, Method, Passes, Source
 from distill.data import Plan, plan
 from distill.data.outline import outline
+from distill.labels.labelling import shares_labels
 from distill.models import describe
 from distill.models.cost import forward_cost
 from distill.recipe import Recipe
@@ -170,7 +171,7 @@ def _costs(
     assert last is not None
     work += [
         _passes(passes, shape, classes, device, title="labels")
-        for passes in _labelling(recipe, last.images, last.labelling)
+        for passes in _labelling(recipe, last.images, classes, last.labelling)
     ]
     work += _students(recipe, last.images, looked, device)
     in_workers = device.type == "cpu" and any(item.parallel > 1 for item in work)
@@ -251,13 +252,15 @@ def _label_passes(labelling: Labelling, train: TrainConfig) -> int:
     return min(labelling.passes or train.epochs, train.epochs)
 
 
-def _labelling(recipe: Recipe, images: int, labelling: Labelling | None) -> list[Passes]:
-    """What teachers do to label views: once where labels are stored, else for every student."""
+def _labelling(recipe: Recipe, images: int, classes: int, labelling: Labelling | None) -> list[Passes]:
+    """What teachers do to label views: once where students share labels, else for every student."""
     if labelling is None:
         return []
     train, asked = recipe.train, recipe.evaluate
     students = asked.seeds * len(asked.students)
-    epochs = _label_passes(labelling, train) if labelling.view_bytes else students * train.epochs
+    passes = _label_passes(labelling, train)
+    shared = labelling.view_bytes > 0 or shares_labels(passes * images, classes, students=students)
+    epochs = passes if shared else students * train.epochs
     epochs += students * train.epochs * ("random_soft" in asked.against)
     count = epochs * -(-images // train.batch_size)
     batch = min(train.batch_size, images)

@@ -11,6 +11,7 @@ import torch
 from distill import pipeline
 from distill.dry_run import PROCESS_BYTES, START_SECONDS, WORKERS_SECONDS
 from distill.errors import InputError
+from distill.labels import labelling
 from distill.pipeline import dry_run
 
 TINY = {
@@ -109,7 +110,7 @@ LABELLING = "steps.0={soft_label: {ipc: 20, teacher: {model: resnet18, train: {e
 
 @pytest.mark.parametrize(
     "more",
-    ["train.epochs=30", "steps.0.views.labels=online", "evaluate.against=[random, random_soft]"],
+    ["train.epochs=30", "evaluate.against=[random, random_soft]"],
 )
 def test_labelling_more_views_takes_longer(tmp_path: Path, more: str) -> None:
     base = (
@@ -119,6 +120,16 @@ def test_labelling_more_views_takes_longer(tmp_path: Path, more: str) -> None:
         "evaluate.students=[{name: mlp, width: 4}]",
     )
     assert told(tmp_path, *base, more)[0] > told(tmp_path, *base)[0] + 1
+
+
+def test_online_labels_that_students_cannot_share_take_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = (LABELLING, "train.epochs=10", "evaluate.students=[{name: mlp, width: 4}]")
+    stored = told(tmp_path, *base)[0]
+    assert told(tmp_path, *base, "steps.0.views.labels=online")[0] == pytest.approx(stored, rel=0.1)
+    monkeypatch.setattr(labelling, "_SHARED_BYTES", 0)
+    assert told(tmp_path, *base, "steps.0.views.labels=online")[0] > stored + 1
 
 
 def test_labels_of_views_take_room_in_the_set(tmp_path: Path) -> None:

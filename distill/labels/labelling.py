@@ -96,6 +96,11 @@ def _projected(
     return project(ctx, source, plain, weak, how.projector, plan, attributes=facts)
 
 
+def shares_labels(views: int, classes: int, *, students: int) -> bool:
+    """Whether students share labels of so many views that are given as they train: asked for once, and remembered."""
+    return students > 1 and views * CodecConfig().view_bytes(classes) <= _SHARED_BYTES
+
+
 def view_labels(
     ctx: Context,
     source: Source,
@@ -125,8 +130,8 @@ def view_labels(
         return StoredLabels(soft, distilled.labels)
     teachers = teachers or set_teachers(ctx, source, distilled, encoder=encoder)
     labels = teachers.online(distilled.labels)
-    size = labels.plan.epochs * len(distilled) * CodecConfig().view_bytes(len(distilled.classes))
-    if students == 1 or size > _SHARED_BYTES:
+    views = labels.plan.epochs * len(distilled)
+    if not shares_labels(views, len(distilled.classes), students=students):
         return labels
     facts = {"teacher": soft.attributes["teacher"], "temperature": soft.attributes["temperature"]}
     shared = relabel(ctx, distilled, labels, codec=CodecConfig(), attributes=facts)
