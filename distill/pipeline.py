@@ -39,7 +39,7 @@ from distill.evaluation.results import Evaluation, SetBytes, from_report
 from distill.files import disk_errors
 from distill.labels.codecs import label_bytes
 from distill.labels.labelling import view_labels
-from distill.labels.projector import encoder_bytes
+from distill.labels.projector import check_encoder, encoder_bytes
 from distill.labels.set_teachers import set_teachers
 from distill.portable import refuse_absent_files, without_paths
 from distill.progress import open_progress
@@ -359,6 +359,8 @@ def evaluate(
     """
     path = Path(path)
     distilled = read_set(path)
+    if encoder is not None:
+        check_encoder(distilled.soft, Path(encoder))
     folder = None if out is None else RunFolder(Path(out))
     arguments = [*overrides, *_asked(students, seeds, against, regimes)]
     with (
@@ -433,10 +435,6 @@ def _evaluate(
         seed=shop.recipe.seed,
     )
     summary = summarise(path, verify=False)
-    if encoder is not None and not encoder_bytes(distilled.soft):
-        raise InputError(
-            "no public encoder labels this set", where="--encoder", found=str(encoder), fix="leave it out"
-        )
     with (
         shop.costs.stage("evaluate"),
         # Labelling has nothing to keep: teachers are the cache's, and labels that students share are this evaluation's.

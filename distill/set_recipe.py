@@ -124,7 +124,9 @@ def _refuse_unread(overrides: Sequence[str]) -> None:
                 "an evaluation does not read this part of the recipe",
                 where=argument,
                 allowed="seed, precision, data, train and evaluate",
-                fix="make another set with distill run",
+                fix="set the environment variable DISTILL_CACHE"
+                if _section(argument) == "cache"
+                else "make another set with distill run",
             )
 
 

@@ -63,11 +63,11 @@ class NonCriticalRefinement(Recovering):
     config: Config
 
     def check(self, source: Source, follows: StepKind | None) -> None:
-        super().check(source, follows)
         asked = self.config
         if asked.mask == "critical" or self.looks_for_crops:
             for name, network in outlines(asked.teachers, source).items():
                 map_layer(network.eval(), source.image_shape, name=name)
+        super().check(source, follows)
 
     def search_passes(self, classes: int) -> list[Passes]:
         asked = self.config

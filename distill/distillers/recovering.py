@@ -115,6 +115,9 @@ class Recovering(Distiller):
                 found=f"init: {self.config.init}",
                 fix="remove init, or remove the step before",
             )
+        if self.config.relabel is not None:
+            with placed("relabel"):
+                self.config.relabel.check_files()
 
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
@@ -131,7 +134,7 @@ class Recovering(Distiller):
         networks = outlines(asked.teachers, source)
         refuse_sizes(networks, asked.recover, source.image_shape[0])
         if asked.recover.iterations and asked.recover.statistics:
-            refuse_without_batch_norm(networks, where="recover.statistics")
+            refuse_without_batch_norm(networks, where="recover.statistics", fix="set recover.statistics: 0")
         if asked.relabel is not None:
             with placed("relabel"):
                 asked.relabel.check_teachers(

@@ -65,6 +65,12 @@ class SoftLabel(Distiller):
     def asks_teachers(self) -> bool:
         return True
 
+    def check_place(self, follows: StepKind | None) -> None:
+        super().check_place(follows)
+        if self.config.views is not None:
+            with placed("views"):
+                self.config.views.check_files()
+
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
         if self.config.views is not None:

@@ -173,7 +173,6 @@ def _refuse_other_views(distilled: DistilledSet, plan: ViewPlan) -> None:
     train, soft = distilled.train, distilled.soft
     assert soft is not None, "whose views are labelled"
     refuse_loss(soft.codec, train.loss, fix="change train.loss, or evaluate in the regime hard")
-    refuse_unmixed(train, soft.codec, fix="change train.loss, or evaluate in the regime hard")
     views = "the set's labels belong to other views than its students would see"
     training = "the set's labels were made for another training than its students would have"
     names = ("batch_size", "augment", "crop_scale", "mix", "mix_alpha")
@@ -191,6 +190,7 @@ def _refuse_other_views(distilled: DistilledSet, plan: ViewPlan) -> None:
                 allowed=str(value),
                 fix="leave it as the set has it, or evaluate in the regime hard",
             )
+    refuse_unmixed(train, soft.codec, fix="change train.loss, or evaluate in the regime hard")
 
 
 def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: int) -> tuple[Tensor, ...]:

@@ -252,7 +252,7 @@ def _fits_nothing(pattern: str, layers: list[str]) -> InputError:
             "the network has no layer of a kind with a rank above 0",
             where="layers",
             found=pattern,
-            fix="set conv or linear to 1 or more, whichever kind of layer the network has",
+            fix="raise the rank of its kind of layers, convolutions or linear ones, to 1 or more",
         )
     close = nearest(pattern, list(dict.fromkeys(each for name in layers for each in _holders(name))))
     shown = ", ".join(layers[:8]) + (f" and {len(layers) - 8} more" if len(layers) > 8 else "")

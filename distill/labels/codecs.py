@@ -102,7 +102,7 @@ class CodecConfig(Strict):
 
 
 def refuse_loss(codec: str, loss: str, *, fix: str) -> None:
-    """Raise InputError where the loss compares logits, and the codec stores probabilities.
+    """Raise InputError where the loss compares logits, and the codec keeps none.
 
     Args:
         codec: its name; online labels are logits.
@@ -111,7 +111,7 @@ def refuse_loss(codec: str, loss: str, *, fix: str) -> None:
     """
     if loss in LOGIT_LOSSES and codec not in (ONLINE, PROJECTOR) and not _codec(codec).holds_logits:
         raise InputError(
-            f"the loss {loss} compares logits, and codec {codec} stores probabilities",
+            f"the loss {loss} compares logits, which codec {codec} does not keep",
             where="train.loss",
             found=loss,
             allowed="cross_entropy, kl, dbr_l1 or dbr_l2; or codec full, topk or quantised",

@@ -155,7 +155,7 @@ def _use_batch_statistics(module: nn.Module) -> None:
             part.momentum = 0.0
 
 
-def refuse_without_batch_norm(networks: Mapping[str, nn.Module], *, where: str) -> None:
+def refuse_without_batch_norm(networks: Mapping[str, nn.Module], *, where: str, fix: str) -> None:
     """Raise InputError where a network, known by its name, has no batch norm whose statistics could be used."""
     for name, module in networks.items():
         if not has_batch_norm(module):
@@ -164,5 +164,5 @@ def refuse_without_batch_norm(networks: Mapping[str, nn.Module], *, where: str) 
                 where=where,
                 found=name,
                 allowed="networks with batch norm, such as resnet18 or {name: convnet, norm: batch}",
-                fix=f"leave {where} out, or take another teacher",
+                fix=f"{fix}, or take another teacher",
             )

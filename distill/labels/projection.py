@@ -17,11 +17,12 @@ stores of it in projector.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.contracts import Context, DistilledSet
@@ -73,8 +74,32 @@ class Projection(Strict):
     weight_decay: NonNegative = 0.0
     class_weight: NonNegative = 0.1
 
+    @model_validator(mode="after")
+    def _something_is_adapted(self) -> Self:
+        inside = self.conv_rank or self.linear_rank
+        if not inside and not self.head_rank:
+            raise ValueError("conv_rank, linear_rank and head_rank are 0: nothing would be adapted")
+        if not inside and self.layers != ("*",):
+            raise ValueError(
+                "layers are those of the encoder, and conv_rank and linear_rank are 0: leave layers out"
+            )
+        return self
+
+    def check_files(self) -> None:
+        """Raise InputError where the encoder's file is not there."""
+        weights = self.encoder.weights
+        if weights is None or not Path(weights).is_file():
+            raise InputError(
+                f"the weights of the encoder {self.encoder.name} are not there",
+                where="encoder.weights",
+                found="no file named" if weights is None else f"{weights}: no such file",
+                fix="download them yourself and name the file: weights are never downloaded here; a relative path "
+                "starts at the current folder",
+            )
+
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raise InputError or DamagedDataError where it cannot be fitted; reads the encoder's file."""
+        self.check_files()
         if self.start == "text" and not self.encoder.name.startswith("open_clip/"):
             raise InputError(
                 f"{self.encoder.name} has no text tower to begin with",

@@ -90,6 +90,15 @@ def project(
     return soft
 
 
+def check_encoder(soft: SoftLabels | None, encoder: Path) -> None:
+    """Raise InputError or DamagedDataError where a file is not the encoder's that labels need; costs no data."""
+    if soft is None or soft.codec != PROJECTOR:
+        raise InputError(
+            "no public encoder labels this set", where="--encoder", found=str(encoder), fix="leave it out"
+        )
+    _with_file(_told(soft), encoder)
+
+
 def encoder_bytes(soft: SoftLabels | None) -> int:
     """Bytes of the encoder's file that labels need beside the set; 0 for labels that need none."""
     return soft.attributes[PROJECTOR]["bytes"] if soft is not None and soft.codec == PROJECTOR else 0
@@ -112,9 +121,7 @@ def open_projector(
     """
     soft = distilled.soft
     assert soft is not None and soft.codec == PROJECTOR, "labels by a projector"
-    told = checked(
-        _Told, soft.attributes.get(PROJECTOR), what="the set does not say which projector labels it"
-    )
+    told = _told(soft)
     data = soft.arrays["adapter"].tobytes()
     how = told.projection
     if encoder is not None:
@@ -156,6 +163,11 @@ def open_projector(
     return network
 
 
+def _told(soft: SoftLabels) -> _Told:
+    what = "the set does not say which projector labels it"
+    return checked(_Told, soft.attributes.get(PROJECTOR), what=what)
+
+
 def _identity(distilled: DistilledSet, told: _Told, data: bytes) -> dict[str, Any]:
     """Everything that decides what the projector says."""
     images = distilled.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -180,7 +192,12 @@ def _with_file(told: _Told, encoder: Path) -> Projection:
     """
     sha256 = str(told.projection.encoder.sha256)
     how = told.projection.on(str(encoder), sha256=sha256)
-    found, size = file_facts(how.encoder)
+    try:
+        found, size = file_facts(how.encoder)
+    except InputError as error:
+        error.where, error.found = "--encoder", f"{encoder}: {error.found}"
+        error.fix = f"name the file of {how.encoder.name} with sha256 {sha256}"
+        raise
     if (found, size) != (sha256, told.bytes):
         raise DamagedDataError(
             "these are not the weights of the encoder that labels this set",

@@ -37,7 +37,7 @@ from distill.training.job import Pool, ViewPlan
 from distill.training.memory import memory_errors
 from distill.training.precision import autocast
 
-_SAVE_SECONDS = 20.0
+_SAVE_SECONDS = 2.0  # an adapter is small
 _TELL_STEPS = 50
 
 

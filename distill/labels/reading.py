@@ -34,21 +34,25 @@ def views(
 
     Yields:
         Normalised float32 views (B, Ch, H, W), and targets float32 (B, C): probabilities at the stored temperature, or
-        logits where the train recipe's loss compares those. Views that calibration drops are left out.
+        logits where the train recipe's loss compares those. Of codec `dbr` they are the marginal target; which two
+        classes it is of, and their shares, is not told. Views that calibration drops are left out.
 
     Raises:
         InputError: the set stores no labels of views, or no such epoch.
     """
-    distilled = distilled if isinstance(distilled, DistilledSet) else distilled.set
+    if not isinstance(distilled, DistilledSet):
+        if not hasattr(distilled, "set"):
+            raise InputError("not a set", found=repr(distilled), fix='give distill.load("set.h5")')
+        distilled = distilled.set
     soft, train = distilled.soft, distilled.train
     if soft is None or plan_of(soft) is None or not codecs.is_stored(soft):
         raise InputError(
             "the set stores no labels of views",
             found="no soft labels" if soft is None else f"labels by codec {soft.codec}",
-            fix="make it with relabel (committee) or views (soft_label), and labels: stored; students of online labels "
-            "are trained by `distill evaluate`",
+            fix="make it with relabel (committee) or views (soft_label), and labels: stored; students of labels that "
+            "are given as they train (online, or by a projector) are trained by `distill evaluate`",
         )
-    if not 0 <= epoch < train.epochs:
+    if epoch not in range(train.epochs):
         raise InputError("no such epoch", found=str(epoch), allowed=f"0 to {train.epochs - 1}")
     images = DeviceImages(
         Pool(distilled.images, distilled.labels, distilled.preprocessing), torch.device(device)

@@ -69,7 +69,13 @@ class Relabelling(Strict):
             with placed("projector"):
                 self.projector.check(image_shape)
         if self.batch_norm == "batch":
-            refuse_without_batch_norm(networks, where="batch_norm: batch")
+            refuse_without_batch_norm(networks, where="batch_norm: batch", fix="leave batch_norm out")
+
+    def check_files(self) -> None:
+        """Raise InputError where a file that labels need is not there; costs nothing."""
+        if self.projector is not None:
+            with placed("projector"):
+                self.projector.check_files()
 
     def check_trainings(self, trainings: Sequence[TrainConfig | None]) -> None:
         """Raise InputError where teachers trained so, or read from a file (None), cannot label as is asked for."""

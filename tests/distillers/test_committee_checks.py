@@ -37,7 +37,7 @@ MakeContext = Callable[..., Context]
         (
             {"relabel": {"codec": {"name": "marginal_smoothing", "k": 2}}},
             {"loss": "mse"},
-            "stores probabilities",
+            "does not keep",
         ),
         ({"relabel": {"codec": {"name": "topk", "k": 4}}}, {}, "more classes than there are"),
         (

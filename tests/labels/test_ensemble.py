@@ -137,7 +137,7 @@ def test_names_tell_teachers_apart() -> None:
 def test_no_batch_norm_is_refused() -> None:
     networks = {"a": teacher(0).outline, "b": teacher(1, norm="instance").outline}
     with pytest.raises(InputError, match="no batch norm") as caught:
-        refuse_without_batch_norm(networks, where="recover.statistics")
+        refuse_without_batch_norm(networks, where="recover.statistics", fix="set it to 0")
     assert "found: b" in str(caught.value) and "recover.statistics" in str(caught.value)
 
 

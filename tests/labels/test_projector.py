@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import nn
 
 from distill.contracts import Context, DistilledSet, Source, Split
@@ -21,7 +22,7 @@ from distill.labels.codecs import check, is_stored, label_bytes
 from distill.labels.labelling import view_labels, with_labels
 from distill.labels.pool import PoolTeacher, checkpoint_epochs, open_pool
 from distill.labels.projection import Projection
-from distill.labels.projector import encoder_bytes, open_projector
+from distill.labels.projector import check_encoder, encoder_bytes, open_projector
 from distill.labels.projector_fit import weak_teachers
 from distill.labels.relabel import Relabelling
 from distill.labels.set_teachers import set_teachers
@@ -309,8 +310,8 @@ def test_an_adapter_for_another_encoder(
     [
         ({"start": "text"}, "no text tower", "start"),
         ({"layers": ["nothing.*"]}, "fits the pattern", "layers"),
-        ({"encoder": {"weights": None}}, "needs a file of weights", "weights"),
-        ({"encoder": {"weights": "nowhere.pt"}}, "cannot read the weights file", None),
+        ({"encoder": {"weights": None}}, "are not there", "encoder.weights"),
+        ({"encoder": {"weights": "nowhere.pt"}}, "nowhere.pt: no such file", "encoder.weights"),
     ],
     ids=str,
 )
@@ -443,3 +444,30 @@ def test_a_gpu_fits_alike(rgb: Source, make_context: MakeContext, weights: Path)
         assert isinstance(labels, StoredLabels)
         found.append(torch.from_numpy(labels.soft.arrays["logits"].astype("f4")))
     torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"conv_rank": 0, "linear_rank": 0, "head_rank": 0}, "nothing would be adapted"),
+        ({"conv_rank": 0, "linear_rank": 0, "layers": ["body.*"]}, "leave layers out"),
+    ],
+    ids=str,
+)
+def test_ranks_that_adapt_nothing(weights: Path, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        projection(weights, **options)
+
+
+def test_an_encoders_file_is_looked_at_before_data_are(
+    rgb: Source, make_context: MakeContext, weights: Path, tmp_path: Path
+) -> None:
+    made = labelled(make_context(**TRAIN), rgb, projection(weights))
+    check_encoder(made.soft, weights)
+    with pytest.raises(InputError, match="cannot read") as caught:
+        check_encoder(made.soft, tmp_path / "nowhere")
+    assert caught.value.where == "--encoder" and "name the file" in str(caught.value)
+    with pytest.raises(DamagedDataError, match="not the weights"):
+        check_encoder(made.soft, Path(__file__))
+    with pytest.raises(InputError, match="no public encoder labels this set"):
+        check_encoder(None, weights)
