@@ -310,8 +310,8 @@ class Estimate:
 class Method(ABC):
     """A selector or distiller. A subclass sets the class attributes, its `Config`, and `run`.
 
-    `check_place` and `check` refuse what cannot be done, the first from the configuration alone. They are called for
-    every step before the first one runs.
+    `check_place`, `check_files` and `check` refuse what cannot be done, the first from the configuration alone. They
+    are called for every step before the first one runs.
     """
 
     name: ClassVar[str]
@@ -328,6 +328,9 @@ class Method(ABC):
 
     def check_place(self, follows: StepKind | None) -> None:  # noqa: B027
         """Raise InputError where the step cannot stand behind one of this kind (None: cannot be the first)."""
+
+    def check_files(self) -> None:  # noqa: B027
+        """Raise InputError where a file that the step needs is not there; called before data are read."""
 
     def check(self, source: Source, follows: StepKind | None) -> None:
         """Raise InputError where this source, or the kind of the step before (None for the first), cannot serve.

@@ -50,7 +50,7 @@ from distill.report.write import write_report
 from distill.run_folder import RunFolder, State
 from distill.selection import materialise
 from distill.set_recipe import overridden_train, read_provenance, recipe_of_set
-from distill.step_checks import check_places, check_steps, step_named
+from distill.step_checks import check_files, check_places, check_steps, step_named
 from distill.store.reader import read_set
 from distill.store.summary import summarise
 from distill.store.writer import write_set
@@ -226,6 +226,7 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
 def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> Evaluation:
     steps = make_steps(recipe)
     check_places(steps, recipe.evaluate.against)
+    check_files(steps)
     with shop.costs.stage("data"):
         source = open_source(recipe.data, seed=recipe.seed, progress=shop.progress)  # type: ignore[arg-type]
     check_steps(steps, source.without_test(), recipe.train)

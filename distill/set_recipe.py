@@ -124,9 +124,8 @@ def _refuse_unread(overrides: Sequence[str]) -> None:
                 "an evaluation does not read this part of the recipe",
                 where=argument,
                 allowed="seed, precision, data, train and evaluate",
-                fix="set the environment variable DISTILL_CACHE"
-                if _section(argument) == "cache"
-                else "make another set with distill run",
+                fix="name another cache in the environment variable DISTILL_CACHE; for the rest, make another set with "
+                "distill run",
             )
 
 

@@ -43,6 +43,13 @@ def check_places(steps: Sequence[Method], against: Sequence[str]) -> None:
         )
 
 
+def check_files(steps: Sequence[Method]) -> None:
+    """Raise InputError where a file that a step needs is not there; costs nothing."""
+    for number, step in enumerate(steps):
+        with step_named(number, step):
+            step.check_files()
+
+
 def check_steps(steps: Sequence[Method], source: Source, train: TrainConfig) -> None:
     """Let every step refuse what it cannot do with this source, or with what the steps before will leave.
 

@@ -21,7 +21,7 @@ from distill.registry import DATA, methods
 # Free text that is no path: names, formats of names, and digests.
 NO_PATHS = {
     "name", "classes", "class_names", "x_train", "y_train", "x_test", "y_test", "sha256", "method", "layer",
-    "device_bytes", "host_bytes", "work_bytes",
+    "device_bytes", "host_bytes", "work_bytes", "layers", "templates",
 }  # fmt: skip
 
 

@@ -115,6 +115,8 @@ class Recovering(Distiller):
                 found=f"init: {self.config.init}",
                 fix="remove init, or remove the step before",
             )
+
+    def check_files(self) -> None:
         if self.config.relabel is not None:
             with placed("relabel"):
                 self.config.relabel.check_files()

@@ -65,8 +65,7 @@ class SoftLabel(Distiller):
     def asks_teachers(self) -> bool:
         return True
 
-    def check_place(self, follows: StepKind | None) -> None:
-        super().check_place(follows)
+    def check_files(self) -> None:
         if self.config.views is not None:
             with placed("views"):
                 self.config.views.check_files()

@@ -71,5 +71,5 @@ def test_the_table_names_every_quantity() -> None:
         if getattr(cache_module, name) in vars(quantities_module).values()
         and name not in ("PENULTIMATE", "Projection")
     }
-    assert len(quantities) == 11, quantities
+    assert len(quantities) == 12, quantities
     assert quantities <= table

@@ -219,7 +219,7 @@ def test_attention_keeps_working() -> None:
     [
         (Ranks(conv=1, linear=1, layers=("5", "5.9")), ["'5.9'", "patterns for 0, 3, 5.0, 5.2"]),
         (Ranks(conv=0, linear=1, layers=("0",)), ["'0'", "patterns for 5.0, 5.2"]),
-        (Ranks(conv=0, linear=0), ["rank above 0", "set conv or linear"]),
+        (Ranks(conv=0, linear=0), ["rank above 0", "raise the rank of its kind of layers"]),
         (Ranks(conv=1, linear=1, layers=()), ["no layers are named"]),
     ],
 )
