@@ -29,7 +29,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from distill.randomness import counter_integers, counter_uniform
-from distill.training.config import Augment
+from distill.training.config import TWO_IMAGES, Augment
 
 # Strengths of DSA's released code; pixels as a share of the image's height or width.
 CROP_SHARE = 0.125
@@ -364,7 +364,7 @@ def draw_mix(
         height, width: of the images, pixels.
     """
     counter = _Counter(seed, epoch, index)
-    partner = draw_partners(kind, seed=seed, epoch=epoch, index=index, count=count)
+    partner = _draw_partners(kind, counter, count=count)
     ratio = _beta(counter.uniform(_RATIO), alpha)
     if kind == "mixup":
         return Mix(partner, ratio, None)
@@ -379,11 +379,21 @@ def draw_mix(
     return Mix(partner, 1 - area / (height * width), box)
 
 
-def draw_partners(kind: str, *, seed: int | Tensor, epoch: int | Tensor, index: Tensor, count: int) -> Tensor:
-    """Which samples the samples `index` are mixed with, int64 (B,); themselves for kinds of one image."""
-    if kind not in ("mixup", "cutmix"):
-        return index
-    return _Counter(seed, epoch, index).integers(_PARTNER, below=count)
+def class_pairs(kind: str, classes: Tensor, *, seed: int, epoch: int, index: Tensor) -> Tensor:
+    """The classes of the images `index` in epoch `epoch` and of those that are mixed in: int64 (B, 2).
+
+    Args:
+        kind: as in `draw_mix`, or `none`.
+        classes: of all images, int64 (N,).
+        seed, epoch, index: as in `draw_views`.
+    """
+    partner = _draw_partners(kind, _Counter(seed, epoch, index), count=len(classes))
+    return torch.stack([classes[index], classes[partner]], dim=1)
+
+
+def _draw_partners(kind: str, counter: _Counter, *, count: int) -> Tensor:
+    """Which samples are mixed in, int64 (B,); the samples themselves for kinds of one image."""
+    return counter.integers(_PARTNER, below=count) if kind in TWO_IMAGES else counter.index
 
 
 def _beta(uniform: Tensor, alpha: float) -> Tensor:

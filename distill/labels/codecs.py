@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.augment import draw_partners
+from distill.augment import class_pairs
 from distill.contracts import SoftLabels
 from distill.errors import DamagedDataError, InputError, NonFiniteError
 from distill.labels import distance_codec, logit_codecs, probability_codecs
@@ -255,8 +255,7 @@ def _pairs(soft: SoftLabels, view: int, rows: Tensor, classes: Tensor) -> Tensor
     if not is_of_pairs(soft.codec):
         return None
     plan = soft.attributes[VIEWS]
-    partner = draw_partners(plan["mix"], seed=plan["seed"], epoch=view, index=rows, count=len(rows))
-    return torch.stack([classes[rows], classes[partner]], dim=1)
+    return class_pairs(plan["mix"], classes, seed=plan["seed"], epoch=view, index=rows)
 
 
 def is_stored(soft: SoftLabels | None) -> bool:

@@ -31,7 +31,7 @@ from distill.labels.ensemble import Ensemble, between
 from distill.labels.projection import Projection, Projector, start_of
 from distill.models.encoders import behind, open_encoder
 from distill.randomness import generator
-from distill.training.batches import DeviceImages, PlannedViews, class_pairs
+from distill.training.batches import DeviceImages, PlannedViews
 from distill.training.config import TWO_IMAGES
 from distill.training.job import Pool, ViewPlan
 from distill.training.memory import memory_errors
@@ -179,9 +179,7 @@ class Fit:
 
     def _mixed(self, views: PlannedViews, epoch: int, index: Tensor) -> Tensor:
         """The labels of mixed views, float32 (B, C)."""
-        own, other = (
-            F.one_hot(class_pairs(self.plan, epoch, index, self.labels), self.classes).float().unbind(1)
-        )
+        own, other = F.one_hot(self.plan.pairs(epoch, index, self.labels), self.classes).float().unbind(1)
         if self.plan.mix not in TWO_IMAGES:
             return own
         ratio = views.looks.mix(epoch, index[None]).ratio[:, None]

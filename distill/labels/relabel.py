@@ -29,7 +29,7 @@ from distill.labels.ensemble import BatchNormMode, Combine, refuse_without_batch
 from distill.labels.projection import Projection
 from distill.labels.view_labels import OnlineLabels, plan_attributes
 from distill.models.projector import ProjectorModel
-from distill.training.batches import DeviceImages, PlannedViews, class_pairs
+from distill.training.batches import DeviceImages, PlannedViews
 from distill.training.config import LOGIT_LOSSES, Strict, TrainConfig
 from distill.training.job import Pool, ViewPlan
 
@@ -220,7 +220,7 @@ def relabel(
         task.advance(store.done)
         for epoch in range(store.done, labels.plan.epochs):
             logits, kept = _pass(ready, views, epoch)
-            pairs = class_pairs(labels.plan, epoch, views.order(epoch), ready.classes)[None]
+            pairs = labels.plan.pairs(epoch, views.order(epoch), ready.classes)[None]
             soft = encode(logits[None], codec=codec.name, pairs=pairs, **{**facts, **codec.options})
             arrays = dict(soft.arrays)
             if kept is not None:

@@ -18,7 +18,7 @@ from distill.errors import DamagedDataError
 from distill.labels.calibration import Calibration
 from distill.labels.codecs import KEPT, VIEWS, decode, decode_rows, encode, is_of_pairs
 from distill.labels.ensemble import Ensemble, Labellers
-from distill.training.batches import PassOrders, class_pairs
+from distill.training.batches import PassOrders
 from distill.training.config import Augment, Mixing
 from distill.training.job import ViewLabels, ViewPlan
 
@@ -91,7 +91,7 @@ class StoredLabels(ViewLabels):
         rows = slice(start, start + len(images))
         pairs = None
         if is_of_pairs(self.soft.codec):
-            pairs = class_pairs(self.plan, epoch, self._orders[epoch][rows], self.classes)
+            pairs = self.plan.pairs(epoch, self._orders[epoch][rows], self.classes)
         logits = decode_rows(self.soft, epoch, rows, pairs).to(self.device, non_blocking=True)
         if KEPT not in self.soft.arrays:
             return logits, None
@@ -123,7 +123,7 @@ class CodedLabels(ViewLabels):
         logits, kept = self.labels.batch(epoch, start, images, index)
         pairs = None
         if is_of_pairs(self.soft.codec):
-            pairs = class_pairs(self.plan, epoch, index.cpu(), self.classes)[None]
+            pairs = self.plan.pairs(epoch, index.cpu(), self.classes)[None]
         coded = encode(logits[None], codec=self.soft.codec, pairs=pairs, **self.soft.attributes)
         return decode(coded, pairs)[0].to(logits.device), kept
 

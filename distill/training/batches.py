@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.augment import apply_mix, apply_views, draw_partners
+from distill.augment import apply_mix, apply_views
 from distill.contracts import Preprocessing
 from distill.preprocessing import Transform
 from distill.randomness import counter_integers, counter_permutation, derive_seed, pass_order
@@ -314,7 +314,7 @@ class PlannedBatches:
         if self.config.loss not in DISTANCE_LOSSES:
             return None, None
         mix = self.views.looks.mix(epoch, index[None])
-        return class_pairs(self.views.plan, epoch, index, self.classes), mix.ratio
+        return self.views.plan.pairs(epoch, index, self.classes), mix.ratio
 
     def _places(self, number: int) -> Iterator[tuple[int, int]]:
         """Pass and start of each batch of an epoch."""
@@ -326,20 +326,6 @@ class PlannedBatches:
         places = torch.arange(len(starts))
         drawn = counter_integers(seed, number, places, 0, below=plan.epochs * len(starts))
         yield from ((place // len(starts), starts[place % len(starts)]) for place in drawn.tolist())
-
-
-def class_pairs(plan: ViewPlan, epoch: int, index: Tensor, classes: Tensor) -> Tensor:
-    """The classes of the images `index` of a pass and of those that are mixed in: int64 (B, 2).
-
-    Args:
-        plan: which views.
-        epoch: the pass.
-        index: int64 (B,).
-        classes: of all images, int64 (N,).
-    """
-    count = len(classes)
-    partner = draw_partners(plan.mix, seed=plan.seed, epoch=epoch, index=index, count=count)
-    return torch.stack([classes[index], classes[partner]], dim=1)
 
 
 @dataclass(frozen=True)

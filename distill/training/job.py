@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from distill.augment import class_pairs
 from distill.contracts import Preprocessing
 from distill.training.config import Augment, Mixing, Strict, TrainConfig
 from distill.training.recording import Dynamics, TrajectoryRow
@@ -32,6 +33,16 @@ class ViewPlan:
     crop_scale: float
     mix: Mixing
     mix_alpha: float
+
+    def pairs(self, epoch: int, index: Tensor, classes: Tensor) -> Tensor:
+        """The classes of the images `index` of a pass and of those that are mixed in: int64 (B, 2).
+
+        Args:
+            epoch: the pass.
+            index: int64 (B,).
+            classes: of all images, int64 (N,).
+        """
+        return class_pairs(self.mix, classes, seed=self.seed, epoch=epoch, index=index)
 
 
 class ViewLabels(ABC):

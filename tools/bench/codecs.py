@@ -33,7 +33,6 @@ from distill.progress import open_progress
 from distill.randomness import pass_order
 from distill.set_recipe import read_provenance, recipe_of_set
 from distill.store.reader import read_set
-from distill.training.batches import class_pairs
 from distill.training.engine import Engine
 
 
@@ -171,10 +170,7 @@ def stored(distilled: DistilledSet, store: Store) -> SoftLabels:
     assert views is not None and store.codec is not None
     orders = [pass_order(views.seed, view, len(distilled)) for view in passes]
     pairs = torch.stack(
-        [
-            class_pairs(views, view, order, distilled.labels)
-            for view, order in zip(passes, orders, strict=True)
-        ]
+        [views.pairs(view, order, distilled.labels) for view, order in zip(passes, orders, strict=True)]
     )
     attributes = {**soft.attributes, VIEWS: plan, **store.codec.options}
     if store.temperature is not None:
