@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from torch import Tensor
+
 from distill.cache import Network
-from distill.contracts import Context, DistilledSet, Passes, Selection, Source
+from distill.contracts import Context, DistilledSet, Preprocessing, Selection, Source
 from distill.distillers.recovering import Recovering, RecoveringConfig
 from distill.labels.ensemble import equal_ensemble
-from distill.recovery.initial import CropSearch, Initial, crop_passes, given, mosaics, noise
-from distill.selection import images_before
+from distill.recovery.initial import CropSearch, Initial, mosaics, noise
 
 
 class Committee(Recovering):
@@ -38,12 +39,16 @@ class Committee(Recovering):
 
     config: Config
 
-    def search_passes(self, classes: int) -> list[Passes]:
+    def looks(self, candidates: int) -> int:
+        return candidates * self.config.crops
+
+    def crops(self, ctx: Context, source: Source, networks: Sequence[Network]) -> Tensor:
         asked = self.config
-        if not self.looks_for_crops or asked.ipc is None:
-            return []
-        looks = max(asked.candidates, asked.ipc * asked.factor**2) * asked.crops * classes
-        return crop_passes(asked.teachers, looks)
+        teachers = equal_ensemble(networks, Preprocessing(source.mean, source.std)).on(ctx.device)
+        how = CropSearch(
+            asked.factor, asked.candidates, asked.crops, asked.crop_scale, middle=asked.init == "middle"
+        )
+        return mosaics(ctx, source, teachers, self.budget(source), how)
 
     def initial(
         self,
@@ -52,17 +57,8 @@ class Committee(Recovering):
         previous: DistilledSet | Selection | None,
         networks: Sequence[Network],
     ) -> tuple[DistilledSet, Initial]:
-        asked = self.config
-        plain = images_before(self, ctx, source, previous)
-        preprocessing = plain.preprocessing
-        if previous is None and asked.init == "noise":
+        plain, beginning = super().initial(ctx, source, previous, networks)
+        if previous is None and self.config.init == "noise":
             beginning = noise(source.image_shape, seed=ctx.derive("images"), device=ctx.device)
             return replace(plain, selection=None), beginning
-        if previous is None and self.looks_for_crops:
-            ensemble = equal_ensemble(networks, preprocessing)
-            how = CropSearch(
-                asked.factor, asked.candidates, asked.crops, asked.crop_scale, middle=asked.init == "middle"
-            )
-            images = mosaics(ctx, source, ensemble.on(ctx.device), self.budget(source), how)
-            return replace(plain, selection=None), given(images, preprocessing, ctx.device)
-        return plain, given(plain.images, preprocessing, ctx.device)
+        return plain, beginning

@@ -16,20 +16,19 @@ of CIFAR-10; docs/nrr.md has the figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from distill.cache import Network
 from distill.cache.critical_maps import map_layer
-from distill.contracts import Context, DistilledSet, Passes, Selection, Source, StepKind
+from distill.contracts import Context, DistilledSet, Source, StepKind
 from distill.distillers.recovering import Recovering, RecoveringConfig
 from distill.labels.pool import outlines
 from distill.recovery.critical import CriticalMasks, CriticalSearch, Pick, critical_mosaics
-from distill.recovery.initial import Initial, crop_passes, given
+from distill.recovery.initial import Initial
 from distill.recovery.recover import Mask
-from distill.selection import images_before
 from distill.training.config import Share
 
 
@@ -69,34 +68,20 @@ class NonCriticalRefinement(Recovering):
                 map_layer(network.eval(), source.image_shape, name=name)
         super().check(source, follows)
 
-    def search_passes(self, classes: int) -> list[Passes]:
-        asked = self.config
-        if not self.looks_for_crops or asked.ipc is None:
-            return []
-        candidates = max(asked.candidates, asked.ipc * asked.factor**2)
-        return crop_passes(asked.teachers, round(candidates * (1 + asked.critical)) * classes)
+    def looks(self, candidates: int) -> int:
+        return round(candidates * (1 + self.config.critical))
 
-    def initial(
-        self,
-        ctx: Context,
-        source: Source,
-        previous: DistilledSet | Selection | None,
-        networks: Sequence[Network],
-    ) -> tuple[DistilledSet, Initial]:
+    def crops(self, ctx: Context, source: Source, networks: Sequence[Network]) -> Tensor:
         asked = self.config
-        plain = images_before(self, ctx, source, previous)
-        if previous is None and self.looks_for_crops:
-            how = CriticalSearch(
-                asked.factor,
-                asked.candidates,
-                asked.crops,
-                asked.crop_scale,
-                asked.critical,
-                asked.pick,
-            )
-            images = critical_mosaics(ctx, source, networks, self.budget(source), how)
-            return replace(plain, selection=None), given(images, plain.preprocessing, ctx.device)
-        return plain, given(plain.images, plain.preprocessing, ctx.device)
+        how = CriticalSearch(
+            asked.factor,
+            asked.candidates,
+            asked.crops,
+            asked.crop_scale,
+            asked.critical,
+            asked.pick,
+        )
+        return critical_mosaics(ctx, source, networks, self.budget(source), how)
 
     def mask(
         self, ctx: Context, networks: Sequence[Network], plain: DistilledSet, initial: Initial

@@ -38,11 +38,11 @@ from distill.labels.ensemble import names_of, refuse_without_batch_norm
 from distill.labels.labelling import with_labels
 from distill.labels.pool import PoolTeacher, estimated, open_pool, outlines
 from distill.labels.relabel import Relabelling, placed
-from distill.recovery.initial import Initial, refuse_mosaics
+from distill.recovery.initial import Initial, crop_passes, given, refuse_mosaics
 from distill.recovery.objective import Judge
 from distill.recovery.recover import Group, Mask, Recovery, groups_of, recover, refuse_sizes
 from distill.recovery.voting import Voters, Voting, draw_voters, prior_weights, voices
-from distill.selection import Distiller, ImagesConfig
+from distill.selection import Distiller, ImagesConfig, images_before
 from distill.training.config import Positive, Share, TrainConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -91,7 +91,7 @@ class RecoveringConfig(ImagesConfig):
 
 
 class Recovering(Distiller):
-    """A distiller whose images are recovered from teachers. A subclass has `initial`, and may have `mask`."""
+    """A distiller whose images are recovered from teachers. A subclass has `crops`, and may have `mask`."""
 
     lacks = "does not know how many images to recover"
     takes = "begins with"
@@ -161,7 +161,9 @@ class Recovering(Distiller):
             Passes(teacher.model, batch=batch, count=3 * steps // len(asked.teachers), kept=2)
             for teacher in asked.teachers
         ]
-        passes += self.search_passes(classes)
+        if self.looks_for_crops and asked.ipc is not None:
+            candidates = max(asked.candidates, asked.ipc * asked.factor**2)
+            passes += crop_passes(asked.teachers, self.looks(candidates) * classes)
         trainings = estimated(asked.teachers, train)
         if asked.needs_priors and asked.priors == "measured":
             passes += prior_passes(asked.teachers, asked.prior, classes=classes)
@@ -177,6 +179,13 @@ class Recovering(Distiller):
         )
 
     @abstractmethod
+    def crops(self, ctx: Context, source: Source, networks: Sequence[Network]) -> Tensor:
+        """The crops that images begin as, uint8 (N, Ch, H, W) on the host, class by class; see `looks_for_crops`."""
+
+    @abstractmethod
+    def looks(self, candidates: int) -> int:
+        """How many crops teachers look at among so many candidate images, for a dry run."""
+
     def initial(
         self,
         ctx: Context,
@@ -185,16 +194,17 @@ class Recovering(Distiller):
         networks: Sequence[Network],
     ) -> tuple[DistilledSet, Initial]:
         """A set of the right classes, and where its images begin."""
+        plain = images_before(self, ctx, source, previous)
+        if not self.looks_for_crops:
+            return plain, given(plain.images, plain.preprocessing, ctx.device)
+        images = self.crops(ctx, source, networks)
+        return replace(plain, selection=None), given(images, plain.preprocessing, ctx.device)
 
     def mask(
         self, ctx: Context, networks: Sequence[Network], plain: DistilledSet, initial: Initial
     ) -> Mask | None:
         """What tells which pixels of these images may move; None where all may."""
         return None
-
-    def search_passes(self, classes: int) -> list[Passes]:
-        """What looking for initial images takes, for a dry run."""
-        return []
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> DistilledSet:
         asked = self.config
