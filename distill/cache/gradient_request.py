@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.cache.layer_gradients import Gradient, Outer
+from distill.cache.layer_patterns import as_patterns, matching, nearest_pattern
 from distill.cache.projections import Projection, Projector, flat
 from distill.errors import InputError
 from distill.registry import nearest
@@ -37,23 +37,6 @@ class GradientRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", as_patterns(self.layers))
         refuse_other(self.of, get_args(Output))
-
-
-def as_patterns(layers: Sequence[str]) -> tuple[str, ...]:
-    """Patterns of names as a tuple, which can be a key.
-
-    Raises:
-        InputError: one text, whose letters would be taken for patterns, or other things than texts.
-    """
-    if isinstance(layers, list | tuple) and all(isinstance(each, str) for each in layers):
-        return tuple(layers)
-    raise InputError(
-        "layers are patterns of names",
-        where="layers",
-        found=repr(layers),
-        allowed='a list or tuple of texts, such as ("body.*",)',
-        fix=f"write ({layers!r},)" if isinstance(layers, str) else None,
-    )
 
 
 def refuse_other(of: str, allowed: Sequence[str]) -> None:
@@ -152,12 +135,7 @@ def selected(parameters: Sequence[str], patterns: Sequence[str]) -> list[str]:
     Raises:
         InputError: a pattern that fits no parameter, or no pattern at all.
     """
-    chosen: set[str] = set()
-    for pattern in patterns:
-        fitting = [name for name in parameters if _fits(name, pattern)]
-        if not fitting:
-            raise _fits_nothing(pattern, parameters)
-        chosen.update(fitting)
+    chosen = matching(parameters, patterns, refused=_fits_nothing)
     if not chosen:
         raise InputError(
             "no parameters are asked for",
@@ -165,22 +143,11 @@ def selected(parameters: Sequence[str], patterns: Sequence[str]) -> list[str]:
             found="()",
             fix='name some, or leave layers out for all: ("*",)',
         )
-    return [name for name in parameters if name in chosen]
-
-
-def _holders(name: str) -> list[str]:
-    """A parameter's name and those of the modules that hold it: a.b.weight, a.b, a."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(each, pattern) for each in _holders(name))
+    return chosen
 
 
 def _fits_nothing(pattern: str, parameters: Sequence[str]) -> InputError:
-    known = list(dict.fromkeys(each for name in parameters for each in _holders(name)))
-    close = nearest(pattern, known)
+    close = nearest_pattern(pattern, parameters)
     return InputError(
         f"no parameter of the network fits the pattern {pattern!r}",
         where="layers",

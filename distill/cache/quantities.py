@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from distill.cache.gradient_request import GradientRequest, Output, as_patterns, refuse_other
+from distill.cache.gradient_request import GradientRequest, Output, refuse_other
+from distill.cache.layer_patterns import as_patterns
 from distill.cache.projections import Projection
 from distill.cache.taps import PENULTIMATE
 

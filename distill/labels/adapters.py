@@ -11,7 +11,6 @@ stays as it is; its `out_proj` is a linear layer.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from distill.cache.gradient_request import as_patterns
+from distill.cache.layer_patterns import as_patterns, matching, nearest_pattern
 from distill.errors import DamagedDataError, InputError, NonFiniteError, missing_extra
 from distill.randomness import counter_uniform, derive_seed
-from distill.registry import nearest
 
 # Stands before the names of what is stored besides the adapters' matrices.
 _EXTRA = "extra/"
@@ -107,7 +105,7 @@ def attach(module: nn.Module, ranks: Ranks, *, seed: int) -> None:
     """
     assert not _adapters(module), "the network has adapters already"
     layers = {name: part for name, part in module.named_modules() if ranks.of(part) > 0}
-    chosen = _selected(layers, ranks.layers)
+    chosen = _selected(list(layers), ranks.layers)
     module.requires_grad_(False)
     for name in chosen:
         layer = layers[name]
@@ -223,30 +221,17 @@ def _matrices(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _selected(layers: Mapping[str, nn.Module], patterns: Sequence[str]) -> list[str]:
+def _selected(layers: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """The layers that patterns select, in the network's order."""
-    chosen: set[str] = set()
-    for pattern in patterns:
-        fitting = [
-            name for name in layers if any(fnmatch.fnmatchcase(each, pattern) for each in _holders(name))
-        ]
-        if not fitting:
-            raise _fits_nothing(pattern, list(layers))
-        chosen.update(fitting)
+    chosen = matching(layers, patterns, refused=_fits_nothing)
     if not chosen:
         raise InputError(
             "no layers are named", where="layers", found="()", fix='leave layers out for all: ("*",)'
         )
-    return [name for name in layers if name in chosen]
+    return chosen
 
 
-def _holders(name: str) -> list[str]:
-    """A layer's name and those of the modules that hold it: a.b, a."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-
-
-def _fits_nothing(pattern: str, layers: list[str]) -> InputError:
+def _fits_nothing(pattern: str, layers: Sequence[str]) -> InputError:
     if not layers:
         return InputError(
             "the network has no layer of a kind with a rank above 0",
@@ -254,7 +239,7 @@ def _fits_nothing(pattern: str, layers: list[str]) -> InputError:
             found=pattern,
             fix="raise the rank of its kind of layers, convolutions or linear ones, to 1 or more",
         )
-    close = nearest(pattern, list(dict.fromkeys(each for name in layers for each in _holders(name))))
+    close = nearest_pattern(pattern, layers)
     shown = ", ".join(layers[:8]) + (f" and {len(layers) - 8} more" if len(layers) > 8 else "")
     return InputError(
         f"no layer that could have an adapter fits the pattern {pattern!r}",
