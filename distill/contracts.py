@@ -63,6 +63,7 @@ class Source:
         mean, std: per channel of `train`, in units of pixel value / 255.
         notes: what a reader must know about the data, such as "1000 of 60000 training images used".
         held_out: the test split, None once `without_test` took it away.
+        target: the data that a selector wants to resemble, with classes of their own; None where the recipe names none.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Source:
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
     held_out: Split | None = None
+    target: Source | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -87,7 +89,8 @@ class Source:
         return self.held_out
 
     def without_test(self) -> Source:
-        return replace(self, held_out=None)
+        target = None if self.target is None else self.target.without_test()
+        return replace(self, held_out=None, target=target)
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,11 @@ class Method(ABC):
     @property
     def asks_teachers(self) -> bool:
         """Whether teachers label the result who could label other images alike (the control `random_soft`)."""
+        return False
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether the step reads the recipe's `target`, and so needs one."""
         return False
 
     def check_place(self, follows: StepKind | None) -> None:  # noqa: B027

@@ -14,7 +14,7 @@ import torch
 
 from distill.cache import default_folder
 from distill.contracts import Estimate, Labelling, Method, Passes, Source
-from distill.data import Plan, plan
+from distill.data import Plan, plan, with_target
 from distill.data.outline import outline
 from distill.labels.labelling import shares_labels
 from distill.models import describe
@@ -74,9 +74,9 @@ def dry_run(
     Raises:
         InputError: what the run itself would refuse, as far as it shows without decoding an image.
     """
-    check_places(steps, recipe.evaluate.against)
+    check_places(steps, recipe)
     looked = plan(recipe.data)  # type: ignore[arg-type]
-    source = outline(recipe.data, looked, seed=recipe.seed)  # type: ignore[arg-type]
+    source = _outline(recipe, looked)
     if source is not None:
         check_steps(steps, source.without_test(), recipe.train)
         looked = _counted(looked, source)
@@ -86,12 +86,12 @@ def dry_run(
         *_state_lines(state, folder),
         "",
         f"data     {_data_text(recipe, looked, source)}",
+        *_target_lines(recipe, source),
         *(
             f"step {k}   {step.kind} {step.name}" + (f": {estimate.images} images" if estimate else "")
             for k, (step, estimate) in enumerate(zip(steps, estimates, strict=True))
         ),
-        f"compare  {', '.join(describe(student) for student in recipe.evaluate.students)}; "
-        f"set against {', '.join(recipe.evaluate.against) or 'nothing'}; {recipe.evaluate.seeds} seeds",
+        f"compare  {_comparison(recipe)}",
         "",
         *_costs(recipe, estimates, looked, device),
         "",
@@ -100,6 +100,15 @@ def dry_run(
         f"  {_cache_folder(recipe)} (cache)",
     ]
     return "\n".join(lines)
+
+
+def _outline(recipe: Recipe, looked: Plan) -> Source | None:
+    """The source with its target, without pixels; None where either cannot be had cheaply."""
+    source = outline(recipe.data, looked, seed=recipe.seed)  # type: ignore[arg-type]
+    if source is None or recipe.target is None:
+        return source
+    target = outline(recipe.target, plan(recipe.target), seed=recipe.seed)  # type: ignore[arg-type]
+    return None if target is None else with_target(source, target)
 
 
 def _state_lines(state: State, folder: RunFolder) -> list[str]:
@@ -150,6 +159,26 @@ def _data_text(recipe: Recipe, looked: Plan, source: Source | None) -> str:
     )
 
 
+def _target_lines(recipe: Recipe, source: Source | None) -> list[str]:
+    if recipe.target is None:
+        return []
+    name: str = recipe.target.name  # type: ignore[attr-defined]
+    if source is None or source.target is None:
+        return [f"target   {name}"]
+    target = source.target
+    counts = f"{len(target.train)} train, {len(target.valid)} valid, {len(target.test)} test"
+    return [f"target   {name}: {len(target.classes)} classes; {counts}"]
+
+
+def _comparison(recipe: Recipe) -> str:
+    asked = recipe.evaluate
+    if asked.on == "nothing":
+        return "nothing: no student is trained"
+    students = ", ".join(describe(student) for student in asked.students)
+    on = " on the target's test split" if asked.on == "target" else ""
+    return f"{students}; set against {', '.join(asked.against) or 'nothing'}{on}; {asked.seeds} seeds"
+
+
 def _costs(
     recipe: Recipe, estimates: Sequence[Estimate | None], looked: Plan, device: torch.device
 ) -> list[str]:
@@ -180,7 +209,7 @@ def _costs(
     image_bytes = looked.image_bytes or 0
     pixels = shape[0] * shape[1] * shape[2]
     whitening = _ZCA_BYTES * pixels**2 if any(each and each.whitening for each in estimates) else 0
-    networks = max(_side_by_side(item, device) for item in work)
+    networks = max((_side_by_side(item, device) for item in work), default=0)
     peak = PROCESS_BYTES + 2 * image_bytes + max(networks, whitening)
     labels = 2 * classes
     if last.labelling is not None:
@@ -206,6 +235,8 @@ def _side_by_side(item: Work, device: torch.device) -> int:
 def _students(recipe: Recipe, images: int, looked: Plan, device: torch.device) -> list[Work]:
     """The students of every arm; the set counts in two regimes."""
     asked = recipe.evaluate
+    if asked.on == "nothing":
+        return []
     assert looked.image_shape is not None and looked.classes is not None
     assert looked.train is not None and looked.test is not None
     found = []

@@ -28,14 +28,14 @@ from distill.contracts import (
     StepKind,
 )
 from distill.costs import CostedLedger, Costs
-from distill.data import open_source
+from distill.data import open_source, with_target
 from distill.dry_run import dry_run as plan_text
 from distill.environment import code_revision, device_name, machine, versions
 from distill.errors import DamagedDataError, InputError
 from distill.evaluation.controls import check_labels
 from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
-from distill.evaluation.results import Evaluation, SetBytes, from_report
+from distill.evaluation.results import ArmResult, Evaluation, PairedDifference, SetBytes, from_report
 from distill.files import disk_errors
 from distill.labels.codecs import label_bytes
 from distill.labels.labelling import view_labels
@@ -48,7 +48,7 @@ from distill.registry import lookup, methods
 from distill.report.tables import render
 from distill.report.write import write_report
 from distill.run_folder import RunFolder, State
-from distill.selection import materialise
+from distill.selection import materialise, evaluated_on_target
 from distill.set_recipe import overridden_train, read_provenance, recipe_of_set
 from distill.step_checks import check_files, check_places, check_steps, step_named
 from distill.store.reader import read_set
@@ -225,10 +225,12 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
 
 def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> Evaluation:
     steps = make_steps(recipe)
-    check_places(steps, recipe.evaluate.against)
+    check_places(steps, recipe)
     check_files(steps)
     with shop.costs.stage("data"):
-        source = open_source(recipe.data, seed=recipe.seed, progress=shop.progress)  # type: ignore[arg-type]
+        source = _open(recipe, shop.progress)
+    if recipe.evaluate.on == "target":
+        evaluated_on_target(source)  # refused now, and not after the steps
     check_steps(steps, source.without_test(), recipe.train)
     origin = _origin(source, shop)
     if state == "interrupted":
@@ -242,19 +244,33 @@ def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> 
     return _evaluate(distilled, source, folder.set, shop, ledger=folder.ledger, out=folder)
 
 
+def _open(recipe: Recipe, progress: Progress) -> Source:
+    """The source of a recipe, with its target."""
+    source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
+    if recipe.target is None:
+        return source
+    target = open_source(recipe.target, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
+    return with_target(source, target)
+
+
 def _origin(source: Source, shop: Workshop) -> dict[str, Any]:
     """Everything besides the recipe that decides a run's results."""
     return {
-        "data": {
-            "train": source.train.fingerprint,
-            "valid": source.valid.fingerprint,
-            "test": source.test.fingerprint,
-            "classes": sha256("\0".join(source.classes).encode()).hexdigest(),
-        },
+        "data": _fingerprints(source),
+        **({} if source.target is None else {"target": _fingerprints(source.target)}),
         "device": device_name(shop.device),
         "dtype": str(shop.engine.dtype),
         "versions": versions(),
         "code": code_revision(),
+    }
+
+
+def _fingerprints(source: Source) -> dict[str, str]:
+    return {
+        "train": source.train.fingerprint,
+        "valid": source.valid.fingerprint,
+        "test": source.test.fingerprint,
+        "classes": sha256("\0".join(source.classes).encode()).hexdigest(),
     }
 
 
@@ -371,15 +387,30 @@ def evaluate(
         made = read_provenance(distilled, where=str(path))
         loaded, plain = recipe_of_set(path, made, arguments, progress=progress)
         recipe = loaded.recipe
+        if recipe.evaluate.on != "target" and recipe.target is not None:
+            recipe = recipe.model_copy(update={"target": None})  # it is not read
+        _refuse_nothing(recipe)
         refuse_absent_files(recipe, sections=("evaluate",))
         distilled = replace(distilled, train=overridden_train(distilled.train, loaded, plain))
         with workshop(recipe, choose_device(device), progress) as shop:
             with shop.costs.stage("data"):
-                source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
+                source = _open(recipe, progress)
             if made.train_fingerprint not in (None, source.train.fingerprint):
                 progress.warn("these are not the training data that the set was made from")
             encoding = None if encoder is None else Path(encoder)
             return _evaluate(distilled, source, path, shop, ledger=None, out=folder, encoder=encoding)
+
+
+def _refuse_nothing(recipe: Recipe) -> None:
+    """Raise InputError where a recipe tests no student: nothing is left to evaluate."""
+    if recipe.evaluate.on == "nothing":
+        raise InputError(
+            "the set's recipe trains no students",
+            where="evaluate.on",
+            found="nothing",
+            allowed="data, or target where the recipe names one",
+            fix="say whose test split to take: evaluate.on=data",
+        )
 
 
 def _set_bytes(sizes: Mapping[str, int], soft: SoftLabels | None) -> SetBytes:
@@ -426,6 +457,39 @@ def _evaluate(
     encoder: Path | None = None,
 ) -> Evaluation:
     """Compare, and write the report where a folder is given."""
+    summary = summarise(path, verify=False)
+    results: tuple[ArmResult, ...] = ()
+    paired: tuple[PairedDifference, ...] = ()
+    if shop.recipe.evaluate.on != "nothing":
+        tested = source if shop.recipe.evaluate.on == "data" else evaluated_on_target(source)
+        identity = summary["content_sha256"]
+        results, paired = _compare(distilled, tested, shop, identity=identity, ledger=ledger, encoder=encoder)
+    target = () if source.target is None else source.target.notes
+    evaluation = Evaluation(
+        results=results,
+        paired=paired,
+        bytes=_set_bytes(summary["bytes"], distilled.soft),
+        cost=dict(shop.costs.stages),
+        recipe=as_dict(shop.recipe),
+        train=distilled.train.model_dump(mode="json"),
+        environment=machine(shop.device),
+        notes=(*source.notes, *(f"target: {note}" for note in target)),
+    )
+    if out is not None:
+        write_report(evaluation, distilled, json_path=out.report_json, html_path=out.report_html)
+    return evaluation
+
+
+def _compare(
+    distilled: DistilledSet,
+    source: Source,
+    shop: Workshop,
+    *,
+    identity: str,
+    ledger: Path | None,
+    encoder: Path | None,
+) -> tuple[tuple[ArmResult, ...], tuple[PairedDifference, ...]]:
+    """Train and test the students of every arm."""
     asked = shop.recipe.evaluate
     protocol = Protocol(
         students=asked.students,
@@ -435,7 +499,6 @@ def _evaluate(
         full_epochs=asked.full_epochs,
         seed=shop.recipe.seed,
     )
-    summary = summarise(path, verify=False)
     with (
         shop.costs.stage("evaluate"),
         # Labelling has nothing to keep: teachers are the cache's, and labels that students share are this evaluation's.
@@ -458,7 +521,7 @@ def _evaluate(
                 encoder=encoder,
                 students=students,
             )
-        results, paired = compare(
+        return compare(
             distilled,
             source,
             protocol,
@@ -466,24 +529,8 @@ def _evaluate(
             progress=shop.progress,
             # An accuracy belongs to a set and to the images that it was measured on.
             ledger=CostedLedger(
-                ledger,
-                identity=f"{summary['content_sha256']} on {source.test.fingerprint}",
-                costs=shop.costs,
+                ledger, identity=f"{identity} on {source.test.fingerprint}", costs=shop.costs
             ),
             views=views,
             labelled=None if teachers is None else teachers.label,
         )
-    sizes = summary["bytes"]
-    evaluation = Evaluation(
-        results=results,
-        paired=paired,
-        bytes=_set_bytes(sizes, distilled.soft),
-        cost=dict(shop.costs.stages),
-        recipe=as_dict(shop.recipe),
-        train=distilled.train.model_dump(mode="json"),
-        environment=machine(shop.device),
-        notes=source.notes,
-    )
-    if out is not None:
-        write_report(evaluation, distilled, json_path=out.report_json, html_path=out.report_html)
-    return evaluation

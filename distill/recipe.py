@@ -133,6 +133,7 @@ StudentField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_student), 
 StepField = Annotated[SerializeAsAny[Step], PlainValidator(_read_step), WithJsonSchema({})]
 Control = Literal["random", "random_soft", "full"]
 Regime = Literal["hard", "soft", "teacher"]
+Tested = Literal["data", "target", "nothing"]
 
 
 def _default_students() -> tuple[Strict, ...]:
@@ -147,6 +148,8 @@ class EvaluateConfig(Strict):
         students: model names, or mappings of a name and options.
         against: controls besides the set; none where the list is empty.
         regimes: labels that students of the set see; null is every one that applies.
+        on: whose test split students are tested on: that of `data`, or of the `target`, which then has the same
+            classes; with `nothing` no student is trained.
         full_epochs: epochs on the full data; null gives it about as many optimiser steps as the other arms, at
             least one epoch.
     """
@@ -157,6 +160,7 @@ class EvaluateConfig(Strict):
     )
     against: tuple[Control, ...] = ("random", "full")
     regimes: Annotated[tuple[Regime, ...], Field(min_length=1)] | None = None
+    on: Tested = "data"
     full_epochs: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -189,6 +193,7 @@ class Recipe(Strict):
         seed: everything random in the run follows from it.
         precision: of network arithmetic; auto takes bfloat16 where the device is fast with it.
         data: the source, the `Config` of a class in `distill.registry.DATA`.
+        target: data that a selector wants to resemble, of the same form; null where no step asks for them.
         train: how students of the set are trained.
         steps: methods in order, each given the result of the one before.
         evaluate: how the set is compared.
@@ -198,6 +203,7 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     precision: Precision = "auto"
     data: DataField
+    target: DataField | None = None
     train: TrainConfig = TrainConfig()
     steps: Annotated[tuple[StepField, ...], Field(min_length=1)]
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
@@ -415,8 +421,9 @@ def json_schema() -> dict[str, Any]:
 def _schema_of_named(raw: Any) -> dict[str, Any]:
     """The JSON schema of recipes, as far as this one's names need it: only those are imported."""
     recipe = raw if isinstance(raw, dict) else {}
-    data, steps, evaluate = recipe.get("data"), recipe.get("steps"), recipe.get("evaluate")
-    used = {str(data.get("name"))} if isinstance(data, dict) else set()
+    steps, evaluate = recipe.get("steps"), recipe.get("evaluate")
+    sections = (recipe.get("data"), recipe.get("target"))
+    used = {str(data.get("name")) for data in sections if isinstance(data, dict)}
     named = (
         {key for step in steps if isinstance(step, dict) for key in step}
         if isinstance(steps, list)
@@ -449,6 +456,10 @@ def _schema(*, data: Iterable[str], steps: Iterable[str], with_models: bool) -> 
         definitions[ref[each]["$ref"].rsplit("/", 1)[-1]] for each in (Recipe, EvaluateConfig)
     )
     recipe["properties"]["data"] = _data_schema([ref[config] for config in sources])
+    recipe["properties"]["target"] = {
+        "anyOf": [_data_schema([ref[config] for config in sources]), {"type": "null"}],
+        "default": None,
+    }
     recipe["properties"]["steps"]["items"] = _step_schema({name: ref[each] for name, each in configs.items()})
     evaluate["properties"]["students"]["items"] = {
         "anyOf": [_MODEL_NAME, *(ref[config] for config in models)]

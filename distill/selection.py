@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -18,6 +20,7 @@ from distill.contracts import (
     Preprocessing,
     Selection,
     Source,
+    Split,
     StepKind,
 )
 from distill.errors import InputError
@@ -26,16 +29,38 @@ from distill.training.config import TrainConfig
 
 
 class BudgetConfig(MethodConfig):
-    """How many images to keep, balanced by class: `ipc` images a class, or a `fraction` of each class."""
+    """How many images to keep: `ipc` images a class, or a `fraction` of all or a `count`.
+
+    A fraction and a count are shared among the classes by their sizes; with `per_class: false` classes have no say, and
+    samples of all compete.
+    """
 
     ipc: Annotated[int, Field(ge=1)] | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    count: Annotated[int, Field(ge=1)] | None = None
+    per_class: bool = True
+
+    @property
+    def finds_size(self) -> bool:
+        """Whether the method finds how many images to keep; a budget is the most then, and may be left out."""
+        return False
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.ipc is None) == (self.fraction is None):
-            raise ValueError("give exactly one of ipc and fraction")
+    def _one_budget(self) -> Self:
+        given = sum(each is not None for each in (self.ipc, self.fraction, self.count))
+        if given > 1 or not (given or self.finds_size):
+            raise ValueError("give exactly one of ipc, fraction and count")
+        if self.ipc is not None and not self.per_class:
+            raise ValueError("ipc counts images of each class: with per_class: false give fraction or count")
         return self
+
+    def images(self, *, there: int, classes: int) -> int:
+        """How many of `there` samples of C classes are kept, at most where the method finds it."""
+        if self.ipc is not None:
+            return self.ipc * classes
+        if self.fraction is not None:
+            return round(self.fraction * there)
+        return there if self.count is None else self.count
 
 
 def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -51,29 +76,61 @@ def source_counts(source: Source) -> np.ndarray:
 def class_budget(counts: np.ndarray, names: tuple[str, ...], config: BudgetConfig) -> np.ndarray:
     """How many samples of each class to keep: int64 (C,).
 
-    A fraction keeps round(fraction * n) samples in all, shared among the classes by largest remainder, none left
-    without one; it never asks a class for more than it has.
+    A fraction keeps round(fraction * n) samples in all. It, or a count, is shared among the classes by largest
+    remainder, none left without one; it never asks a class for more than it has.
 
     Args:
         counts: int64 (C,), samples there are.
         names: class names, for messages.
-        config: the budget.
+        config: the budget, which is per class.
 
     Raises:
         InputError: a class has fewer samples than the budget asks for, or the budget is below one a class.
     """
+    assert config.per_class, "whole_budget is for the others"
     _refuse_empty(counts, names)
     if config.ipc is not None:
         return fixed_budget(counts, names, config.ipc)
-    assert config.fraction is not None
-    total = round(config.fraction * int(counts.sum()))
+    there = int(counts.sum())
+    total = config.images(there=there, classes=len(counts))
+    _refuse_more(total, there)
     if total < len(counts):
+        asked = f"a fraction of {config.fraction:g}" if config.fraction is not None else f"a count of {total}"
+        least = len(counts) / there
         raise InputError(
-            f"a fraction of {config.fraction:g} keeps {total} images, fewer than the {len(counts)} classes",
-            allowed=f"a fraction of at least {len(counts) / int(counts.sum()):.6g}",
-            fix="raise fraction, or set ipc",
+            f"{asked} keeps {total} images, fewer than the {len(counts)} classes",
+            allowed=f"a fraction of at least {least:.6g}"
+            if config.fraction is not None
+            else f"a count of at least {len(counts)}",
+            fix="raise the budget, set ipc, or let samples of all classes compete with per_class: false",
         )
-    return _share(counts * config.fraction, total)
+    return _share(counts * (total / there if config.fraction is None else config.fraction), total)
+
+
+def whole_budget(there: int, config: BudgetConfig) -> int:
+    """How many of `there` samples to keep, whatever their classes.
+
+    Raises:
+        InputError: none, or more than there are.
+    """
+    total = config.images(there=there, classes=1)
+    _refuse_more(total, there)
+    if total < 1:
+        raise InputError(
+            f"a fraction of {config.fraction:g} keeps none of {there} images",
+            allowed=f"a fraction of at least {1 / max(there, 1):.6g}",
+            fix="raise fraction, or set count",
+        )
+    return total
+
+
+def _refuse_more(total: int, there: int) -> None:
+    if total > there:
+        raise InputError(
+            f"{total} images are asked for, and there are {there}",
+            allowed=f"a count of at most {there}",
+            fix="lower count",
+        )
 
 
 def _refuse_empty(counts: np.ndarray, names: tuple[str, ...]) -> None:
@@ -129,14 +186,14 @@ class Selector(Method):
 
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
-        class_budget(source_counts(source), source.classes, self.config)
+        if self.config.per_class:
+            class_budget(source_counts(source), source.classes, self.config)
+        else:
+            whole_budget(len(source.train), self.config)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         there = train if before is None else before
-        if self.config.ipc is not None:
-            return Estimate(images=self.config.ipc * classes)
-        assert self.config.fraction is not None
-        return Estimate(images=round(self.config.fraction * there))
+        return Estimate(images=self.config.images(there=there, classes=classes))
 
 
 class ImagesConfig(MethodConfig):
@@ -196,35 +253,103 @@ def by_class(indices: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[
         yield indices[own == number]
 
 
-def select_by_class(
+@dataclass(frozen=True)
+class Picks:
+    """What a selector picks from some samples.
+
+    Args:
+        samples: int64 (n,), in the order picked.
+        scores: (n,).
+        weights: (n,), 0 or more, how many samples each stands for; None where each stands for as many.
+    """
+
+    samples: np.ndarray
+    scores: np.ndarray
+    weights: np.ndarray | None = None
+
+
+def select(
     source: Source,
     previous: DistilledSet | Selection | None,
     config: BudgetConfig,
-    pick: Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray]],
+    pick: Callable[[np.ndarray, int, int], Picks],
     *,
     meta: Mapping[str, Any],
 ) -> Selection:
-    """Run a selector class by class.
+    """Run a selector class by class, or, with `per_class: false`, on all samples at once.
 
     Args:
         source, previous: as in `Method.run`.
         config: the budget.
-        pick: (samples int64 (n,), count, class number) -> (chosen int64 (count,), scores float (count,)).
+        pick: (samples int64 (n,) ascending, count, class number; 0 where all are at once) -> count of them.
         meta: facts; `score` says what the scores mean.
     """
+    groups = _groups(source, candidates(source, previous), config)
+    return selection_of([pick(*group) for group in groups], meta=meta)
+
+
+def _groups(source: Source, indices: np.ndarray, config: BudgetConfig) -> list[tuple[np.ndarray, int, int]]:
+    """The samples that compete with each other, how many of them to keep, and their class number."""
+    if not config.per_class:
+        return [(indices, whole_budget(len(indices), config), 0)]
     labels, classes = source.train.labels.numpy(), len(source.classes)
-    indices = candidates(source, previous)
     budget = class_budget(class_counts(labels[indices], classes), source.classes, config)
-    picked = [
-        pick(samples, int(count), number)
-        for number, (samples, count) in enumerate(
-            zip(by_class(indices, labels, classes), budget, strict=True)
+    groups = zip(by_class(indices, labels, classes), budget, strict=True)
+    return [(samples, int(count), number) for number, (samples, count) in enumerate(groups)]
+
+
+def selection_of(picks: Sequence[Picks], *, meta: Mapping[str, Any]) -> Selection:
+    """The selection of what was picked from several groups; their weights, in common units, are brought to mean 1."""
+    chosen = np.concatenate([each.samples for each in picks]).astype(np.int64)
+    scores = np.concatenate([each.scores for each in picks]).astype(np.float32)
+    weights = np.concatenate(
+        [np.ones(len(each.samples)) if each.weights is None else each.weights for each in picks]
+    ).astype(np.float64)
+    assert len(np.unique(chosen)) == len(chosen) > 0, "nothing twice"
+    assert (weights >= 0).all() and weights.sum() > 0, "weights of samples"
+    return Selection(chosen, (weights / weights.mean()).astype(np.float32), scores, meta)
+
+
+def labelled_target(source: Source) -> Split:
+    """The target's train split with class numbers of the source, by the names of the classes.
+
+    Raises:
+        InputError: the source lacks some of the target's classes.
+    """
+    assert source.target is not None, "refused before the first step"
+    return _renumbered(source.target.train, source, "gradients need labels of the source's classes")
+
+
+def evaluated_on_target(source: Source) -> Source:
+    """The source with the target's test split in place of its own.
+
+    Raises:
+        InputError: the source lacks some of the target's classes.
+    """
+    assert source.target is not None, "refused before the first step"
+    held_out = _renumbered(source.target.test, source, "students know the source's classes only")
+    return replace(source, held_out=held_out)
+
+
+def _renumbered(split: Split, source: Source, why: str) -> Split:
+    """A split of the source's target with the source's class numbers."""
+    target = source.target
+    assert target is not None
+    lacking = [name for name in target.classes if name not in source.classes]
+    if lacking:
+        raise InputError(
+            f"the data lack {len(lacking)} of the {len(target.classes)} classes of the target, and {why}",
+            where="target",
+            found=_first(lacking),
+            allowed=_first(list(source.classes)),
+            fix="name the classes alike, or leave others out with target.classes",
         )
-    ]
-    chosen = np.concatenate([samples for samples, _ in picked]).astype(np.int64)
-    scores = np.concatenate([values for _, values in picked]).astype(np.float32)
-    assert len(np.unique(chosen)) == len(chosen) == int(budget.sum()), "budget kept, nothing twice"
-    return Selection(chosen, np.ones(len(chosen), dtype=np.float32), scores, meta)
+    if target.classes == source.classes:
+        return split
+    numbers = torch.tensor([source.classes.index(name) for name in target.classes])
+    parts = (split.fingerprint, *source.classes, "target", *target.classes)
+    fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return Split(split.images, numbers[split.labels], fingerprint)
 
 
 def random_pick(samples: np.ndarray, count: int, *, seed: int, name: str | int) -> np.ndarray:

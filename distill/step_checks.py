@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from distill.contracts import Method, Source, StepKind
 from distill.errors import InputError
+from distill.recipe import Recipe
 from distill.selection import Selector, class_budget, source_counts
 from distill.training.config import TrainConfig
 
@@ -21,25 +22,46 @@ class FollowsImages(Protocol):
         """Raise InputError where so many images cannot serve."""
 
 
-def check_places(steps: Sequence[Method], against: Sequence[str]) -> None:
-    """Let every step refuse its place in the order of steps, and refuse a control that needs who is not there.
+def check_places(steps: Sequence[Method], recipe: Recipe) -> None:
+    """Let every step refuse its place in the order of steps, and refuse what asks for who is not there.
 
     Args:
-        steps: in order.
-        against: controls of the evaluation.
+        steps: of the recipe, in order.
+        recipe: with its evaluation and its target.
     """
     follows: StepKind | None = None
     for number, step in enumerate(steps):
         with step_named(number, step):
             step.check_place(follows)
         follows = step.kind
-    if "random_soft" in against and not steps[-1].asks_teachers:
+    _check_target(steps, recipe)
+    if "random_soft" in recipe.evaluate.against and not steps[-1].asks_teachers:
         raise InputError(
             "random_soft labels real images as the set is labelled, and no teacher labels the set",
             where="evaluate.against",
             found=f"the last step is {steps[-1].name}",
             allowed="soft_label, or committee with relabel",
             fix="leave random_soft out, or end with a step that labels",
+        )
+
+
+def _check_target(steps: Sequence[Method], recipe: Recipe) -> None:
+    """Refuse a target that is wanted and absent, or there and not wanted."""
+    asking = [f"steps.{number}.{step.name}" for number, step in enumerate(steps) if step.uses_target]
+    if recipe.evaluate.on == "target":
+        asking.append("evaluate.on")
+    if recipe.target is None and asking:
+        raise InputError(
+            "this asks for a target, and the recipe names none",
+            where=asking[0],
+            fix="name the data to resemble beside data, for example target: {name: folder, folder: FOLDER}",
+        )
+    if recipe.target is not None and not asking:
+        raise InputError(
+            "neither a step nor the evaluation reads the target",
+            where="target",
+            found=", ".join(step.name for step in steps),
+            fix="remove target, or add a targeted selector (tarot, simcore, less, trak), or evaluate.on: target",
         )
 
 
@@ -72,8 +94,8 @@ def _check_budgets(steps: Sequence[Method], source: Source) -> None:
     """Follow the images of each class through the selectors that begin the steps."""
     counts = source_counts(source)
     for number, step in enumerate(steps):
-        if not isinstance(step, Selector):
-            return  # only a selector's budget tells how many images of each class it leaves
+        if not isinstance(step, Selector) or not step.config.per_class:
+            return  # only a selector's budget per class tells how many images of each class it leaves
         with step_named(number, step):
             counts = class_budget(counts, source.classes, step.config)
 

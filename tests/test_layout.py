@@ -65,7 +65,17 @@ ORDER = [
 LATE = {("recipe", "models")}
 
 # What selectors know of distill: the cache and the small contracts.
-OPEN_TO_SELECTORS = {"cache", "contracts", "errors", "randomness", "registry", "selection", "training.config"}
+OPEN_TO_SELECTORS = {
+    "byte_sizes",
+    "cache",
+    "contracts",
+    "errors",
+    "files",
+    "randomness",
+    "registry",
+    "selection",
+    "training.config",
+}
 
 # What says how an image is turned into numbers by a network; files and recipes must be readable without it.
 TORCH_MODELS = {"models", "training", "cache", "augment"}

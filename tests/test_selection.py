@@ -15,6 +15,7 @@ from distill.contracts import Context, DistilledSet, Estimate, Selection, Source
 from distill.errors import InputError
 from distill.selection import (
     BudgetConfig,
+    Picks,
     Selector,
     by_class,
     candidates,
@@ -24,8 +25,10 @@ from distill.selection import (
     materialise,
     random_pick,
     random_subset,
-    select_by_class,
+    select,
+    selection_of,
     source_counts,
+    whole_budget,
 )
 from distill.training.config import TrainConfig
 
@@ -42,9 +45,9 @@ def budget(counts: list[int] | np.ndarray, **options: float) -> list[int]:
     return class_budget(counts, names(counts), BudgetConfig.model_validate(options)).tolist()
 
 
-def first(samples: np.ndarray, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+def first(samples: np.ndarray, count: int, number: int) -> Picks:
     """A selector that takes the samples as they come; the score is the class number."""
-    return samples[:count], np.full(count, number)
+    return Picks(samples[:count], np.full(count, number))
 
 
 class TakeFirst(Selector):
@@ -54,15 +57,15 @@ class TakeFirst(Selector):
     Config = BudgetConfig
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
-        return select_by_class(source, previous, self.config, first, meta={"score": "class number"})
+        return select(source, previous, self.config, first, meta={"score": "class number"})
 
 
 # --- budgets
 
 
-@pytest.mark.parametrize("options", [{}, {"ipc": 1, "fraction": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"ipc": 1, "fraction": 0.5}, {"count": 3, "fraction": 0.5}])
 def test_exactly_one_budget_is_given(options: dict[str, float]) -> None:
-    with pytest.raises(ValidationError, match="exactly one of ipc and fraction"):
+    with pytest.raises(ValidationError, match="exactly one of ipc, fraction and count"):
         BudgetConfig.model_validate(options)
 
 
@@ -136,6 +139,54 @@ def test_a_class_without_any_sample_is_named(options: dict[str, float]) -> None:
     assert caught.value.found == "dog"
 
 
+@pytest.mark.parametrize(
+    ("counts", "count", "wanted"),
+    [([10, 20, 30], 6, [1, 2, 3]), ([5, 5, 5], 4, [2, 1, 1]), ([7, 3], 10, [7, 3])],
+)
+def test_a_count_is_shared_by_largest_remainder(counts: list[int], count: int, wanted: list[int]) -> None:
+    assert budget(counts, count=count) == wanted
+
+
+def test_a_count_below_one_a_class_or_above_all_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(InputError, match="fewer than the 3 classes") as caught:
+        budget([5, 5, 5], count=2)
+    assert caught.value.allowed == "a count of at least 3"
+    with pytest.raises(InputError, match="16 images are asked for, and there are 15") as caught:
+        budget([5, 5, 5], count=16)
+    assert caught.value.allowed == "a count of at most 15"
+
+
+def test_ipc_needs_classes() -> None:
+    with pytest.raises(ValidationError, match="give fraction or count"):
+        BudgetConfig(ipc=1, per_class=False)
+
+
+def test_a_whole_budget_does_not_look_at_classes(make_source: Callable[..., Source]) -> None:
+    assert whole_budget(10, BudgetConfig(fraction=0.25, per_class=False)) == 2
+    with pytest.raises(InputError, match="keeps none of 10"):
+        whole_budget(10, BudgetConfig(fraction=0.01, per_class=False))
+    source = make_source((5, 9))
+    seen = []
+
+    def pick(samples: np.ndarray, count: int, number: int) -> Picks:
+        seen.append((samples.tolist(), count, number))
+        return Picks(samples[-count:], np.zeros(count))
+
+    found = select(source, None, BudgetConfig(count=3, per_class=False), pick, meta={})
+    assert seen == [(list(range(14)), 3, 0)]
+    assert found.indices.tolist() == [11, 12, 13]
+
+
+def test_weights_of_several_groups_keep_their_proportions_and_have_mean_1() -> None:
+    parts = [
+        Picks(np.array([4, 2]), np.zeros(2), np.array([6.0, 2.0])),
+        Picks(np.array([1]), np.zeros(1)),
+    ]
+    found = selection_of(parts, meta={})
+    assert found.indices.tolist() == [4, 2, 1]
+    np.testing.assert_allclose(found.weights, np.array([6, 2, 1]) / 3)
+
+
 # --- what may be picked
 
 
@@ -158,8 +209,8 @@ def test_by_class_gives_every_index_once_to_its_class() -> None:
 # --- selecting
 
 
-def test_select_by_class_keeps_order_scores_and_meta(source: Source) -> None:
-    found = select_by_class(source, None, BudgetConfig(ipc=2), first, meta={"score": "class number"})
+def test_select_keeps_order_scores_and_meta(source: Source) -> None:
+    found = select(source, None, BudgetConfig(ipc=2), first, meta={"score": "class number"})
     labels = source.train.labels.numpy()
     wanted = np.concatenate([np.flatnonzero(labels == number)[:2] for number in range(3)])
     assert found.indices.tolist() == wanted.tolist()
@@ -179,7 +230,7 @@ def test_a_selection_is_distinct_inside_the_source_and_as_large_as_asked(
 ) -> None:
     source = make_source((20, 5, 9))
     config = BudgetConfig.model_validate(options)
-    found = select_by_class(source, None, config, first, meta={})
+    found = select(source, None, config, first, meta={})
     wanted = class_budget(source_counts(source), source.classes, config)
     assert len(np.unique(found.indices)) == len(found.indices) == wanted.sum()
     assert found.indices.min() >= 0 and found.indices.max() < len(source.train)
@@ -187,20 +238,20 @@ def test_a_selection_is_distinct_inside_the_source_and_as_large_as_asked(
 
 
 def test_a_selector_that_gives_a_sample_twice_is_caught(source: Source) -> None:
-    def twice(samples: np.ndarray, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.repeat(samples[:1], count), np.zeros(count)
+    def twice(samples: np.ndarray, count: int, number: int) -> Picks:
+        return Picks(np.repeat(samples[:1], count), np.zeros(count))
 
     with pytest.raises(AssertionError, match="nothing twice"):
-        select_by_class(source, None, BudgetConfig(ipc=2), twice, meta={})
+        select(source, None, BudgetConfig(ipc=2), twice, meta={})
 
 
 def test_select_then_select_counts_within_the_first_selection(source: Source) -> None:
-    before = select_by_class(source, None, BudgetConfig(ipc=6), first, meta={})
-    after = select_by_class(source, before, BudgetConfig(fraction=0.5), first, meta={})
+    before = select(source, None, BudgetConfig(ipc=6), first, meta={})
+    after = select(source, before, BudgetConfig(fraction=0.5), first, meta={})
     assert len(after.indices) == 9
     assert set(after.indices) <= set(before.indices)
     with pytest.raises(InputError) as caught:
-        select_by_class(source, before, BudgetConfig(ipc=7), first, meta={})
+        select(source, before, BudgetConfig(ipc=7), first, meta={})
     assert str(caught.value.found).startswith("zero (6)")
 
 
@@ -208,7 +259,7 @@ def test_a_selection_before_that_dropped_a_class_is_refused(source: Source) -> N
     rows = np.flatnonzero(source.train.labels.numpy() != 1)
     before = Selection(rows, np.ones(len(rows), np.float32), np.zeros(len(rows), np.float32))
     with pytest.raises(InputError) as caught:
-        select_by_class(source, before, BudgetConfig(fraction=0.5), first, meta={})
+        select(source, before, BudgetConfig(fraction=0.5), first, meta={})
     assert caught.value.found == "one"
 
 

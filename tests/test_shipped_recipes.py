@@ -12,6 +12,6 @@ from distill.step_checks import check_places
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_is_one_and_says_what_to_expect(name: str) -> None:
     recipe = load_recipe(name).recipe
-    check_places(make_steps(recipe), recipe.evaluate.against)
+    check_places(make_steps(recipe), recipe)
     head = recipe_text(name)
     assert f"# Run:      distill run {name}" in head and "# Expect:   " in head

@@ -49,6 +49,13 @@ class TeacherConfig(Strict):
     train: TeacherTraining = TeacherTraining()
 
 
+def checkpoint_epochs(train: TrainConfig | None, count: int) -> tuple[int, ...]:
+    """After which epochs of a training, evenly spaced, networks are kept besides the last; a file has none."""
+    if train is None:
+        return ()
+    return tuple(sorted({train.epochs * number // count for number in range(1, count)} - {0}))
+
+
 def train_teacher(
     ctx: Context, source: Source, config: TeacherConfig, *, name: str, checkpoints: Sequence[int] = ()
 ) -> Network:

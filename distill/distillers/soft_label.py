@@ -20,7 +20,7 @@ import torch
 
 from distill.cache import Network
 from distill.cache.forward import logits_of
-from distill.cache.teachers import TeacherConfig, train_teacher
+from distill.cache.teachers import TeacherConfig, checkpoint_epochs, train_teacher
 from distill.contracts import (
     Context,
     DistilledSet,
@@ -34,7 +34,7 @@ from distill.contracts import (
 from distill.labels.codecs import encode, refuse_distances
 from distill.labels.ensemble import Ensemble
 from distill.labels.labelling import with_labels
-from distill.labels.pool import PoolTeacher, checkpoint_epochs, outlines
+from distill.labels.pool import PoolTeacher, outlines
 from distill.labels.relabel import Relabelling, placed
 from distill.labels.set_teachers import told
 from distill.selection import Distiller, ImagesConfig, images_before

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from distill.cache.networks import Network
+from distill.cache.teachers import checkpoint_epochs
 from distill.contracts import Context, DistilledSet, SoftLabels, Source
 from distill.labels.codecs import ONLINE, VIEWS, CodecConfig, is_stored
 from distill.labels.ensemble import Ensemble
-from distill.labels.pool import PoolTeacher, checkpoint_epochs
+from distill.labels.pool import PoolTeacher
 from distill.labels.projector import project
 from distill.labels.projector_fit import weak_teachers
 from distill.labels.relabel import Relabelling, kept_of_first_pass, relabel, tell_kept

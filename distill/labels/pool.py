@@ -13,11 +13,17 @@ from torch import nn
 
 from distill.cache.forward import logits_of
 from distill.cache.networks import Network, definition
-from distill.cache.teachers import TeacherConfig, TeacherTraining, load_teacher, train_teachers
+from distill.cache.teachers import (
+    TeacherConfig,
+    TeacherTraining,
+    checkpoint_epochs,
+    load_teacher,
+    train_teachers,
+)
 from distill.contracts import Context, Preprocessing, Source, Split, Training
 from distill.errors import InputError
 from distill.models import ModelSpec, describe, model_config
-from distill.training.config import Positive, Strict, TrainConfig
+from distill.training.config import Positive, Strict
 
 _LOOKED_AT = 20  # images a class for the order of classes, and at least so many in all:
 _LOOKED_AT_IN_ALL = 2000
@@ -46,13 +52,6 @@ class PoolTeacher(Strict):
         if self.mean is not None and self.train is not None:
             raise ValueError("mean and std belong to weights from a file: set train: null, or leave them out")
         return self
-
-
-def checkpoint_epochs(train: TrainConfig | None, count: int) -> tuple[int, ...]:
-    """After which epochs of a training, evenly spaced, networks are kept besides the last; a file has none."""
-    if train is None:
-        return ()
-    return tuple(sorted({train.epochs * number // count for number in range(1, count)} - {0}))
 
 
 def estimated(teachers: Sequence[PoolTeacher], samples: int) -> tuple[Training, ...]:

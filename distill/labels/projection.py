@@ -17,7 +17,6 @@ stores of it in projector.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
@@ -37,6 +36,7 @@ from distill.models.encoders import (
     feature_count,
     open_encoder,
     outline,
+    refuse_absent_weights,
     refuse_unusable,
     text_embeddings,
 )
@@ -87,15 +87,7 @@ class Projection(Strict):
 
     def check_files(self) -> None:
         """Raise InputError where the encoder's file is not there."""
-        weights = self.encoder.weights
-        if weights is None or not Path(weights).is_file():
-            raise InputError(
-                f"the weights of the encoder {self.encoder.name} are not there",
-                where="encoder.weights",
-                found="no file named" if weights is None else f"{weights}: no such file",
-                fix="download them yourself and name the file: weights are never downloaded here; a relative path "
-                "starts at the current folder",
-            )
+        refuse_absent_weights(self.encoder)
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raise InputError or DamagedDataError where it cannot be fitted; reads the encoder's file."""

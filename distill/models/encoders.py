@@ -112,6 +112,18 @@ class Encoder(nn.Module):
         return self.body(x).flatten(1).float()
 
 
+def refuse_absent_weights(config: EncoderConfig) -> None:
+    """Raise InputError where the file of the encoder's weights is not there; costs nothing."""
+    if config.weights is None or not Path(config.weights).is_file():
+        raise InputError(
+            f"the weights of the encoder {config.name} are not there",
+            where="encoder.weights",
+            found="no file named" if config.weights is None else f"{config.weights}: no such file",
+            fix="download them yourself and name the file: weights are never downloaded here; a relative path "
+            "starts at the current folder",
+        )
+
+
 def outline(config: EncoderConfig) -> Encoder:
     """The encoder's architecture on the CPU, with any weights; torch's global generator stays as it was.
 

@@ -1,41 +1,59 @@
-"""In which space a selector measures distances."""
+"""In which space a selector measures: its options, and a selector that picks by features.
+
+distill/cache computes the features; dataselect/space.py reads them.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from functools import cached_property
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from distill.cache import PENULTIMATE, Features, Gradients, Projection, Rows
+from dataselect.space import FeatureSpace, Kind
+from distill.byte_sizes import AsBytes
+from distill.cache import PENULTIMATE, Features, Projection
+from distill.cache.encoders import EncoderConfig, refuse_absent_weights, refuse_images
 from distill.cache.forward import resolved
 from distill.cache.networks import definition
-from distill.cache.teachers import TeacherConfig, train_teacher
+from distill.cache.teachers import TeacherConfig
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind, Training
 from distill.errors import InputError
-from distill.selection import BudgetConfig, Selector, select_by_class
+from distill.randomness import derive_seed
+from distill.selection import BudgetConfig, Picks, Selector, select
 
 # What each space is made from.
-_USED = {"network": ("network", "layer"), "gradients": ("network", "projection"), "pixels": ()}
+_USED: dict[Kind, tuple[str, ...]] = {
+    "network": ("network", "layer", "trained_on"),
+    "gradients": ("network", "projection", "checkpoints", "trained_on"),
+    "last_layer": ("network", "checkpoints", "trained_on"),
+    "encoder": ("encoder",),
+    "pixels": (),
+}
+_OPTIONS = ("network", "layer", "projection", "checkpoints", "trained_on", "encoder")
 
 
-class FeatureConfig(BudgetConfig):
+class SpaceConfig(BudgetConfig):
     """A budget, and the space of features.
 
-    `features: network` takes the outputs of `layer` of a network trained on the source (`network`);
-    `features: gradients` the gradients of the network's loss by its parameters, projected (`projection`);
-    `features: pixels` the normalised pixels.
+    `features: network` takes the outputs of `layer` of a network (`network`) trained on the source, or with
+    `trained_on: target` on the target; `gradients` the gradients of its loss by its parameters, projected
+    (`projection`); `last_layer` those by its last layer, in closed form; of both the mean over `checkpoints` networks
+    along the training, each gradient at length 1. `encoder` takes the features of a public encoder from a file of
+    weights (`encoder`), `pixels` the normalised pixels. Features of more than `memory` bytes lie in a file.
     """
 
-    features: Literal["network", "gradients", "pixels"] = "network"
+    features: Kind = "network"
     network: TeacherConfig = TeacherConfig()
     layer: Annotated[str, Field(min_length=1)] = PENULTIMATE
     projection: Projection = Projection()
+    checkpoints: Annotated[int, Field(ge=1)] = 1
+    trained_on: Literal["source", "target"] = "source"
+    encoder: EncoderConfig | None = None
+    memory: Annotated[int, AsBytes(at_least=1 << 20)] = 4 << 30
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
@@ -43,7 +61,7 @@ class FeatureConfig(BudgetConfig):
         fields = type(self).model_fields
         ignored = [
             name
-            for name in ("network", "layer", "projection")
+            for name in _OPTIONS
             if name not in _USED[self.features]
             and getattr(self, name) != fields[name].get_default(call_default_factory=True)
         ]
@@ -57,84 +75,121 @@ class FeatureConfig(BudgetConfig):
             raise ValueError(error.what) from error
         return self
 
+    @model_validator(mode="after")
+    def _an_encoder_is_named(self) -> Self:
+        if self.features == "encoder" and self.encoder is None:
+            raise ValueError("features: encoder needs the encoder: give encoder: {name: ..., weights: FILE}")
+        if self.trained_on == "target" and self.features != "network":
+            raise ValueError(
+                "gradients are those of the source's classes: a network trained on the target gives features: network"
+            )
+        if self.checkpoints > self.network.train.epochs:
+            raise ValueError(
+                f"{self.checkpoints} checkpoints are asked for, of a training of {self.network.train.epochs} epochs"
+            )
+        return self
 
-class FeatureSelector(Selector):
-    """A selector that picks within each class by its features. A subclass sets `score` and `pick`."""
+    def check_files(self) -> None:
+        """Raise InputError where the encoder's file is not there."""
+        if self.encoder is not None:
+            refuse_absent_weights(self.encoder)
 
-    config: FeatureConfig
-    score: ClassVar[str]  # what the scores of its picks mean
+    def check_space(self, source: Source) -> None:
+        """Raise InputError where the space cannot be made of this source: now, and not after a network was trained."""
+        shape, classes = source.image_shape, len(source.classes)
+        if self.features == "network" and self.layer != PENULTIMATE:
+            module = definition(self.network.model, image_shape=shape, classes=classes)
+            resolved(Features(self.layer), module)
+        if self.encoder is not None:
+            refuse_images(self.encoder, image_shape=shape)
 
-    @abstractmethod
-    def pick(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Row numbers int64 (count,) in the order picked, and their scores (count,).
+    def estimate_space(self, plain: Estimate, *, train: int) -> Estimate:
+        """The estimate of the selection with what its features cost."""
+        if self.features == "pixels":
+            return plain
+        if self.features == "encoder":
+            return replace(plain, features=train)
+        training = Training(self.network.model, self.network.train, train, checkpoints=self.checkpoints)
+        return replace(plain, trainings=(training,), features=train)
 
-        Args:
-            features: float32 (N, D) of one class, centred (their mean is 0).
-            count: at most N.
-        """
+
+class SpaceSelector(Selector):
+    """A selector that measures in a space of features."""
+
+    config: SpaceConfig
+
+    @property
+    def uses_target(self) -> bool:
+        return self.config.trained_on == "target"
+
+    def check_files(self) -> None:
+        self.config.check_files()
 
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
-        config = self.config
-        if config.features == "network" and config.layer != PENULTIMATE:
-            # Now, and not after the network was trained.
-            shape, classes = source.image_shape, len(source.classes)
-            module = definition(config.network.model, image_shape=shape, classes=classes)
-            resolved(Features(config.layer), module)
-
-    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
-        space = FeatureSpace(ctx, source, self.config)
-
-        def pick_class(samples: np.ndarray, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-            rows, scores = self.pick(space.take(samples), count)
-            return samples[rows.cpu().numpy()], scores.cpu().numpy()
-
-        return select_by_class(source, previous, self.config, pick_class, meta={"score": self.score})
+        self.config.check_space(source)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         plain = super().estimate(train=train, classes=classes, before=before)
-        if self.config.features == "pixels":
-            return plain
-        network = self.config.network
-        return replace(plain, trainings=(Training(network.model, network.train, train),), features=train)
+        return self.config.estimate_space(plain, train=train)
+
+    def space(self, ctx: Context, source: Source) -> FeatureSpace:
+        """The space, empty until something is read."""
+        config = self.config
+        return FeatureSpace(
+            ctx,
+            source,
+            kind=config.features,
+            network=config.network,
+            layer=config.layer,
+            projection=config.projection,
+            checkpoints=config.checkpoints,
+            trained_on=config.trained_on,
+            encoder=config.encoder,
+            memory=config.memory,
+        )
 
 
-class FeatureSpace:
-    """Features of the train split, read by sample numbers.
+class FeatureConfig(SpaceConfig):
+    """A budget, and the space of features."""
 
-    The network is trained when features are first taken, after the budget was found to fit.
 
-    Args:
-        ctx, source: as in `Method.run`.
-        config: which features.
+class Chosen(NamedTuple):
+    """What was picked from N rows of features.
+
+    Attributes:
+        rows: int64 (n,), in the order picked.
+        scores: (n,).
+        weights: (n,), how many rows each stands for; None where all alike.
     """
 
-    def __init__(self, ctx: Context, source: Source, config: FeatureConfig) -> None:
-        self.ctx = ctx
-        self.source = source
-        self.config = config
+    rows: Tensor
+    scores: Tensor
+    weights: Tensor | None = None
 
-    def take(self, samples: np.ndarray) -> Tensor:
-        """float32 (len(samples), D) on the device: features minus their mean over `samples`.
 
-        Selectors use differences only, and centred numbers lose least to rounding.
+class FeatureSelector(SpaceSelector):
+    """A selector that picks within each class, or among all, by features alone. A subclass sets `score` and `pick`."""
+
+    score: ClassVar[str]  # what the scores of its picks mean
+
+    @abstractmethod
+    def pick(self, features: Tensor, count: int, *, seed: int) -> Chosen:
+        """Pick `count` rows.
+
+        Args:
+            features: float32 (N, D) of one class, centred (their mean is 0); of all where classes have no say.
+            count: at most N.
+            seed: for whatever is left to chance, another for each class.
         """
-        pixels = self.config.features == "pixels"
-        values = self._pixels(samples) if pixels else self._rows.take(samples)
-        features = values.to(self.ctx.device, torch.float32)
-        return features - features.mean(dim=0)
 
-    @cached_property
-    def _rows(self) -> Rows:
-        """float32 (N, D): the layer's outputs, or projected gradients, for every sample of the train split."""
-        network = train_teacher(self.ctx, self.source, self.config.network, name="feature network")
-        if self.config.features == "gradients":
-            quantity = Gradients(self.config.projection)
-            return self.ctx.cache.gradients(self.source.train, network, quantity)
-        return self.ctx.cache.features(self.source.train, network, layer=self.config.layer)
+    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
+        space = self.space(ctx, source)
+        seed = ctx.derive(self.name)
 
-    def _pixels(self, samples: np.ndarray) -> Tensor:
-        """(len(samples), D): pixels in units of their channel's standard deviation; centring takes the mean away."""
-        images = self.source.train.images[torch.from_numpy(samples)].float() / 255
-        std = torch.tensor(self.source.std)[:, None, None]
-        return (images / std).flatten(1)
+        def pick(samples: np.ndarray, count: int, number: int) -> Picks:
+            chosen = self.pick(space.take(samples), count, seed=derive_seed(seed, number))
+            rows, scores, weights = (None if each is None else each.cpu().numpy() for each in chosen)
+            return Picks(samples[rows], scores, weights)  # type: ignore[arg-type]
+
+        return select(source, previous, self.config, pick, meta={"score": self.score})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dataselect.features import FeatureConfig, FeatureSelector
+from dataselect.features import Chosen, FeatureConfig, FeatureSelector
 
 
 class Herding(FeatureSelector):
@@ -26,8 +26,8 @@ class Herding(FeatureSelector):
     config: Config
     score = "distance between the mean of the picks so far and the class mean"
 
-    def pick(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        return herd(features, count)
+    def pick(self, features: Tensor, count: int, *, seed: int) -> Chosen:
+        return Chosen(*herd(features, count))
 
 
 def herd(features: Tensor, count: int) -> tuple[Tensor, Tensor]:

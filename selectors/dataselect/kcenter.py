@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dataselect.features import FeatureConfig, FeatureSelector
+from dataselect.features import Chosen, FeatureConfig, FeatureSelector
 
 
 class KCenter(FeatureSelector):
@@ -28,8 +28,8 @@ class KCenter(FeatureSelector):
     config: Config
     score = "distance to the nearest earlier pick; for the first, to the class mean"
 
-    def pick(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        return greedy_kcenter(features, count)
+    def pick(self, features: Tensor, count: int, *, seed: int) -> Chosen:
+        return Chosen(*greedy_kcenter(features, count))
 
 
 def greedy_kcenter(features: Tensor, count: int) -> tuple[Tensor, Tensor]:

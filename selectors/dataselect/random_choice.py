@@ -1,4 +1,4 @@
-"""A uniform random subset, balanced by class: the selector that every other one must beat.
+"""A uniform random subset, by default balanced by class: the selector that every other one must beat.
 
 At equal size, random is at or near the top of published tables from 5% of the data on (Guo et al., "DeepCore",
 DEXA 2022, table 1).
@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from distill.contracts import Context, DistilledSet, Selection, Source
-from distill.selection import BudgetConfig, Selector, random_pick, select_by_class
+from distill.selection import BudgetConfig, Picks, Selector, random_pick, select
 
 
 class RandomChoice(Selector):
-    """Uniform random subset, balanced by class."""
+    """Uniform random subset, by default balanced by class."""
 
     name = "random"
 
@@ -25,7 +25,7 @@ class RandomChoice(Selector):
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         seed = ctx.derive("random")
 
-        def pick(samples: np.ndarray, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-            return random_pick(samples, count, seed=seed, name=number), np.zeros(count)
+        def pick(samples: np.ndarray, count: int, number: int) -> Picks:
+            return Picks(random_pick(samples, count, seed=seed, name=number), np.zeros(count))
 
-        return select_by_class(source, previous, self.config, pick, meta={"score": "none, always 0"})
+        return select(source, previous, self.config, pick, meta={"score": "none, always 0"})

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dataselect.features import FeatureConfig, FeatureSpace
+from dataselect.features import FeatureConfig
 from dataselect.herding import Herding
 from dataselect.kcenter import KCenter
+from dataselect.space import FeatureSpace
 from distill.cache import Gradients
 from distill.cache.teachers import train_teacher
 from distill.contracts import Context, Selection, Source
@@ -23,6 +24,10 @@ NETWORK = {"model": {"name": "convnet", "width": 4}, "train": {"epochs": 1, "bat
 def config(**options: object) -> FeatureConfig:
     network = {} if options.get("features") == "pixels" else {"network": NETWORK}
     return FeatureConfig.model_validate({"ipc": 2, **network, **options})
+
+
+def space_of(context: Context, source: Source, chosen: FeatureConfig) -> FeatureSpace:
+    return KCenter(chosen).space(context, source)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,7 @@ def test_gradients_are_those_of_the_cache_centred(
     samples = np.array([5, 0, 11])
     chosen = config(features="gradients", projection={"dim": 8})
     context = make_context()
-    found = FeatureSpace(context, source, chosen).take(samples)
+    found = space_of(context, source, chosen).take(samples)
     network = train_teacher(context, source, chosen.network, name="again")
     rows = context.cache.gradients(source.train, network, Gradients(chosen.projection)).take(samples)
     torch.testing.assert_close(found, rows - rows.mean(dim=0))
@@ -76,7 +81,7 @@ def test_pixels_are_centred_and_scaled_by_channel(
 ) -> None:
     source = make_source(channels=channels)
     samples = np.array([3, 0, 11])
-    found = FeatureSpace(make_context(), source, config(features="pixels")).take(samples)
+    found = space_of(make_context(), source, config(features="pixels")).take(samples)
     pixels = source.train.images.numpy()[samples] / 255 / np.array(source.std)[:, None, None]
     wanted = pixels.reshape(3, -1) - pixels.reshape(3, -1).mean(axis=0)
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
@@ -87,7 +92,7 @@ def test_network_features_are_the_layer_of_the_trained_network(
 ) -> None:
     context, samples = make_context(), np.array([5, 2, 20, 7])
     chosen = config()
-    found = FeatureSpace(context, source, chosen).take(samples)
+    found = space_of(context, source, chosen).take(samples)
     network = train_teacher(context, source, chosen.network, name="features")
     rows = context.cache.features(source.train, network).take(samples)
     np.testing.assert_allclose(found.numpy(), rows - rows.mean(axis=0), atol=1e-5)
@@ -97,8 +102,7 @@ def test_network_features_are_the_layer_of_the_trained_network(
 def test_another_layer_gives_other_features(source: Source, make_context: Callable[..., Context]) -> None:
     context, samples = make_context(), np.arange(6)
     penultimate, logits = (
-        FeatureSpace(context, source, config(**layer)).take(samples)
-        for layer in ({}, {"layer": "classifier"})
+        space_of(context, source, config(**layer)).take(samples) for layer in ({}, {"layer": "classifier"})
     )
     assert penultimate.shape == (6, 4 * 2 * 2)
     assert logits.shape == (6, len(source.classes))
@@ -108,7 +112,7 @@ def test_an_unknown_layer_is_named_with_what_there_is(
     source: Source, make_context: Callable[..., Context]
 ) -> None:
     with pytest.raises(InputError, match=r"clasifier") as caught:
-        FeatureSpace(make_context(), source, config(layer="clasifier")).take(np.arange(2))
+        space_of(make_context(), source, config(layer="clasifier")).take(np.arange(2))
     assert "classifier" in str(caught.value.fix)
 
 
@@ -159,10 +163,10 @@ def test_picks_class_by_class_in_the_feature_space(
     context = make_context()
     selector = method(method.Config.model_validate({"ipc": 3, "network": NETWORK}))
     found = selector.run(context, source, None)
-    space = FeatureSpace(context, source, selector.config)
+    space = space_of(context, source, selector.config)
     for number in range(3):
         samples = np.flatnonzero(source.train.labels.numpy() == number)
-        rows, scores = selector.pick(space.take(samples), 3)
+        rows, scores, _ = selector.pick(space.take(samples), 3, seed=0)
         own = slice(3 * number, 3 * number + 3)
         assert found.indices[own].tolist() == samples[rows.numpy()].tolist()
         np.testing.assert_array_equal(found.scores[own], scores.numpy())
@@ -181,6 +185,6 @@ def test_estimate_counts_the_network_and_its_rows() -> None:
 def test_features_are_float32_on_the_device_of_the_run(
     source: Source, make_context: Callable[..., Context]
 ) -> None:
-    found = FeatureSpace(make_context(), source, config(features="pixels")).take(np.arange(4))
+    found = space_of(make_context(), source, config(features="pixels")).take(np.arange(4))
     assert (found.dtype, found.device) == (torch.float32, torch.device("cpu"))
     assert float(found.mean(dim=0).abs().max()) < 1e-5

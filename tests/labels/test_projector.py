@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
+from distill.cache.teachers import checkpoint_epochs
 from distill.contracts import Context, DistilledSet, Source, Split
 from distill.errors import DamagedDataError, InputError
 from distill.labels.codecs import check, is_stored, label_bytes
 from distill.labels.labelling import view_labels, with_labels
-from distill.labels.pool import PoolTeacher, checkpoint_epochs, open_pool
+from distill.labels.pool import PoolTeacher, open_pool
 from distill.labels.projection import Projection
 from distill.labels.projector import check_encoder, encoder_bytes, open_projector
 from distill.labels.projector_fit import weak_teachers

@@ -27,7 +27,16 @@ def target(schema: dict[str, Any], ref: str) -> dict[str, Any]:
 def test_it_names_its_dialect_and_every_key() -> None:
     schema = json_schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert list(schema["properties"]) == ["seed", "precision", "data", "train", "steps", "evaluate", "cache"]
+    assert list(schema["properties"]) == [
+        "seed",
+        "precision",
+        "data",
+        "target",
+        "train",
+        "steps",
+        "evaluate",
+        "cache",
+    ]
     assert schema["required"] == ["data", "steps"]
     assert schema["additionalProperties"] is False
 

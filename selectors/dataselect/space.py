@@ -1,0 +1,153 @@
+"""Features of a source, and of its target, in the space that a selector asked for."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.cache import Gradients, LastLayerGradients, Network, Projection, Rows
+from distill.cache.encoders import EncoderConfig, encoder_network
+from distill.cache.rows import MeanRows
+from distill.cache.teachers import TeacherConfig, checkpoint_epochs, train_teacher
+from distill.contracts import Context, Source, Split
+from distill.files import disk_errors
+from distill.selection import labelled_target
+
+Kind = Literal["network", "gradients", "last_layer", "encoder", "pixels"]
+
+_BLOCK = 2048  # rows read at once
+
+
+class FeatureSpace:
+    """Features of the source's train split and of the target's, read by sample numbers.
+
+    Networks are trained when features are first read, after the budget was found to fit.
+
+    Args:
+        ctx, source: as in `Method.run`.
+        kind: which features; see `dataselect.features.SpaceConfig` for the rest.
+        memory: bytes of features of one reading above which they lie in a file of the step's folder.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        source: Source,
+        *,
+        kind: Kind,
+        network: TeacherConfig,
+        layer: str,
+        projection: Projection,
+        checkpoints: int,
+        trained_on: Literal["source", "target"],
+        encoder: EncoderConfig | None,
+        memory: int,
+    ) -> None:
+        self.ctx = ctx
+        self.source = source
+        self.kind = kind
+        self.network = network
+        self.layer = layer
+        self.projection = projection
+        self.checkpoints = checkpoints
+        self.trained_on = trained_on
+        self.encoder = encoder
+        self.memory = memory
+        self._files = 0
+
+    def take(self, samples: np.ndarray) -> Tensor:
+        """float32 (len(samples), D): features minus their mean over `samples`.
+
+        Selectors that use differences only lose least to rounding with centred numbers.
+        """
+        features = self.raw(samples)
+        return features.sub_(features.mean(dim=0))
+
+    def raw(self, samples: np.ndarray) -> Tensor:
+        """float32 (len(samples), D): features of samples of the source's train split, a copy.
+
+        On the run's device; in a file mapped into the host's memory where they are more than `memory`.
+        """
+        return self._read(self.source.train, samples)
+
+    def target(self) -> Tensor:
+        """float32 (M, D): features of all samples of the target's train split, as `raw` gives them."""
+        split = self._target_split
+        return self._read(split, np.arange(len(split)))
+
+    @cached_property
+    def networks(self) -> list[Network]:
+        """The networks that give the features, the last of the training at the end; none for pixels."""
+        if self.kind == "pixels":
+            return []
+        if self.kind == "encoder":
+            assert self.encoder is not None, "refused by the configuration"
+            return [encoder_network(self.encoder, image_shape=self.source.image_shape)]
+        learnt = self.source if self.trained_on == "source" else target_of(self.source)
+        epochs = checkpoint_epochs(self.network.train, self.checkpoints)
+        last = train_teacher(self.ctx, learnt, self.network, name="feature network", checkpoints=epochs)
+        return [*last.checkpoints(), last]
+
+    def rows(self, split: Split) -> Rows:
+        """float32 (N, D): features of every sample of a split, in the cache.
+
+        Args:
+            split: the source's, or the target's with labels of the source's classes where gradients are asked for.
+        """
+        cache, networks = self.ctx.cache, self.networks
+        if self.kind == "gradients":
+            few = networks[0] if len(networks) == 1 else networks
+            return cache.gradients(split, few, Gradients(self.projection))
+        if self.kind == "last_layer":
+            parts = [
+                cache.request(split, each, [LastLayerGradients()])[LastLayerGradients()] for each in networks
+            ]
+            return parts[0] if len(parts) == 1 else MeanRows(parts, normalise=True)
+        if self.kind == "encoder":
+            return cache.features(split, networks[-1])
+        return cache.features(split, networks[-1], layer=self.layer)
+
+    @cached_property
+    def _target_split(self) -> Split:
+        if self.kind in ("gradients", "last_layer"):
+            return labelled_target(self.source)
+        return target_of(self.source).train
+
+    def _read(self, split: Split, samples: np.ndarray) -> Tensor:
+        rows = None if self.kind == "pixels" else self.rows(split)
+        width = math.prod(self.source.image_shape) if rows is None else rows.shape[1]
+        out = self._matrix(len(samples), width)
+        for start in range(0, len(samples), _BLOCK):
+            part = samples[start : start + _BLOCK]
+            values = self._pixels(split, part) if rows is None else rows.take(part)
+            out[start : start + _BLOCK] = values.to(out.device, torch.float32)
+        return out
+
+    def _pixels(self, split: Split, samples: np.ndarray) -> Tensor:
+        """(len(samples), D): pixels in units of their channel's standard deviation in the source."""
+        images = split.images[torch.from_numpy(samples)].float() / 255
+        std = torch.tensor(self.source.std)[:, None, None]
+        return (images / std).flatten(1)
+
+    def _matrix(self, count: int, width: int) -> Tensor:
+        """float32 (count, width), on the device or, where that is too much, in a file."""
+        if 4 * count * width <= self.memory:
+            return torch.empty(count, width, device=self.ctx.device)
+        path = self.ctx.scratch / f"features-{self._files}.bin"
+        self._files += 1
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+            values = torch.from_file(str(path), shared=True, size=count * width)
+            path.unlink()  # it goes with the last who maps it
+        return values.view(count, width)
+
+
+def target_of(source: Source) -> Source:
+    """The target of a source; a step that reads it is refused without."""
+    assert source.target is not None, "refused before the first step"
+    return source.target

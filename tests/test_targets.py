@@ -1,0 +1,123 @@
+"""A recipe's target: read beside the data, kept from methods' reach like them, asked for exactly where it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill import pipeline
+from distill.contracts import Source
+from distill.data import with_target
+from distill.errors import InputError, RecipeErrors
+from distill.recipe import make_recipe
+from distill.selection import labelled_target, evaluated_on_target
+
+TINY: dict[str, Any] = {
+    "data": {"name": "digits", "cap": 30},
+    "target": {"name": "digits", "cap": 10, "classes": [3, 1]},
+    "train": {"epochs": 1},
+    "steps": [{"random": {"ipc": 2}}],
+    "evaluate": {"students": ["mlp"], "seeds": 2, "against": ["random"], "on": "target"},
+}
+
+
+@pytest.fixture
+def targeted(make_source: Callable[..., Source]) -> Source:
+    """Three classes, and a target with two of them in another order."""
+    source, other = make_source(), make_source((5, 4))
+    swapped = replace(other, classes=("one", "zero"))
+    return with_target(source, swapped)
+
+
+def test_labels_of_the_target_are_those_of_the_source_by_name(targeted: Source) -> None:
+    assert targeted.target is not None
+    own = targeted.target.train
+    split = labelled_target(targeted)
+    assert torch.equal(split.labels, 1 - own.labels)
+    assert split.fingerprint != own.fingerprint
+    tested = evaluated_on_target(targeted)
+    assert torch.equal(tested.test.labels, 1 - targeted.target.test.labels)
+    assert torch.equal(tested.test.images, targeted.target.test.images)
+
+
+def test_equal_classes_leave_the_split_as_it_is(make_source: Callable[..., Source]) -> None:
+    source = with_target(make_source(), make_source((3, 3, 3)))
+    assert source.target is not None
+    assert labelled_target(source) is source.target.train
+
+
+def test_a_class_that_the_data_lack_is_named(make_source: Callable[..., Source]) -> None:
+    source = with_target(make_source((5, 5)), make_source((5, 5, 5)))
+    with pytest.raises(InputError, match="lack 1 of the 3 classes of the target") as caught:
+        labelled_target(source)
+    assert (caught.value.where, caught.value.found) == ("target", "two")
+
+
+def test_images_of_another_shape_are_refused(make_source: Callable[..., Source]) -> None:
+    with pytest.raises(InputError, match="another shape"):
+        with_target(make_source(), make_source(channels=3))
+
+
+def test_without_test_takes_both_test_splits_away(targeted: Source) -> None:
+    bare = targeted.without_test()
+    assert bare.target is not None
+    assert bare.held_out is None and bare.target.held_out is None
+
+
+def test_a_target_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(InputError, match="neither a step nor the evaluation reads the target"):
+        pipeline.dry_run(TINY, ["evaluate.on=data"])
+
+
+def test_a_target_that_is_wanted_and_absent_is_refused() -> None:
+    with pytest.raises(InputError, match="the recipe names none") as caught:
+        pipeline.dry_run(TINY, ["target=null"])
+    assert caught.value.where == "evaluate.on"
+    with pytest.raises(InputError, match="the recipe names none") as caught:
+        pipeline.dry_run(
+            TINY, ["target=null", "evaluate.on=data", "steps.0={kcenter: {ipc: 2, trained_on: target}}"]
+        )
+    assert caught.value.where == "steps.0.kcenter"
+
+
+def test_mistakes_in_the_target_are_told_with_those_of_the_data() -> None:
+    wrong = {**TINY, "data": {"name": "digits", "cap": 0}, "target": {"name": "digits", "cop": 10}}
+    with pytest.raises(RecipeErrors) as caught:
+        make_recipe(wrong)
+    told = str(caught.value)
+    assert "data.cap" in told and "target.cop" in told and "did you mean 'cap'" in told
+
+
+def test_a_run_is_tested_on_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    done = pipeline.run(TINY, out=tmp_path / "a", device="cpu", quiet=True)
+    other = pipeline.run(
+        TINY, ["evaluate.on=data", "target=null"], out=tmp_path / "b", device="cpu", quiet=True
+    )
+    assert done.folder.set.read_bytes() != other.folder.set.read_bytes(), "their recipes differ"
+    mine, theirs = (each.evaluation.results[0].accuracies for each in (done, other))
+    assert mine != theirs, "two digits are tested, and not ten"
+    again = pipeline.evaluate(done.folder.set, device="cpu", quiet=True)
+    assert again.results[0].accuracies == mine
+
+
+def test_a_run_without_students_leaves_a_set_and_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    done = pipeline.run(
+        TINY, ["evaluate.on=nothing", "target=null"], out=tmp_path / "a", device="cpu", quiet=True
+    )
+    assert done.evaluation.results == ()
+    assert "not evaluated" in done.folder.report_html.read_text(encoding="utf-8")
+    assert done.table
+    with pytest.raises(InputError, match="trains no students"):
+        pipeline.evaluate(done.folder.set, device="cpu", quiet=True)
+    assert pipeline.evaluate(done.folder.set, ["evaluate.on=data"], device="cpu", quiet=True).results
+    text = pipeline.dry_run(TINY, ["evaluate.on=nothing", "target=null"], out=tmp_path / "c", device="cpu")
+    assert "no student is trained" in text
