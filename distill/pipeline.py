@@ -48,7 +48,7 @@ from distill.registry import lookup, methods
 from distill.report.tables import render
 from distill.report.write import write_report
 from distill.run_folder import RunFolder, State
-from distill.selection import materialise, evaluated_on_target
+from distill.selection import evaluated_on_target, materialise
 from distill.set_recipe import overridden_train, read_provenance, recipe_of_set
 from distill.step_checks import check_files, check_places, check_steps, step_named
 from distill.store.reader import read_set

@@ -15,7 +15,7 @@ from distill.contracts import Source
 from distill.data import with_target
 from distill.errors import InputError, RecipeErrors
 from distill.recipe import make_recipe
-from distill.selection import labelled_target, evaluated_on_target
+from distill.selection import evaluated_on_target, labelled_target
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "cap": 30},

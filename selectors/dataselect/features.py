@@ -23,7 +23,7 @@ from distill.cache.teachers import TeacherConfig
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind, Training
 from distill.errors import InputError
 from distill.randomness import derive_seed
-from distill.selection import BudgetConfig, Picks, Selector, select
+from distill.selection import BudgetConfig, Picks, Selector, labelled_target, select
 
 # What each space is made from.
 _USED: dict[Kind, tuple[str, ...]] = {
@@ -152,6 +152,33 @@ class SpaceSelector(Selector):
 
 class FeatureConfig(SpaceConfig):
     """A budget, and the space of features."""
+
+
+class TargetedConfig(SpaceConfig):
+    """A budget over all samples, whatever their classes, and the space in which they should resemble the target."""
+
+    per_class: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.per_class or self.ipc is not None:
+            raise ValueError("the target decides how many images of each class: give fraction or count")
+        return self
+
+
+class TargetedSelector(SpaceSelector):
+    """A selector that picks what resembles the recipe's target."""
+
+    config: TargetedConfig
+
+    @property
+    def uses_target(self) -> bool:
+        return True
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        if self.config.features in ("gradients", "last_layer"):
+            labelled_target(source)  # refuses classes that the data lack
 
 
 class Chosen(NamedTuple):
