@@ -27,6 +27,8 @@ from distill.errors import InputError
 from distill.randomness import generator
 from distill.training.config import TrainConfig
 
+PER_CLASS = "per_class"  # in a selection's facts: False where classes had no say in it
+
 
 class BudgetConfig(MethodConfig):
     """How many images to keep: `ipc` images a class, or a `fraction` of all or a `count`.
@@ -285,7 +287,7 @@ def select(
         meta: facts; `score` says what the scores mean.
     """
     groups = _groups(source, candidates(source, previous), config)
-    return selection_of([pick(*group) for group in groups], meta=meta)
+    return selection_of([pick(*group) for group in groups], per_class=config.per_class, meta=meta)
 
 
 def _groups(source: Source, indices: np.ndarray, config: BudgetConfig) -> list[tuple[np.ndarray, int, int]]:
@@ -298,8 +300,15 @@ def _groups(source: Source, indices: np.ndarray, config: BudgetConfig) -> list[t
     return [(samples, int(count), number) for number, (samples, count) in enumerate(groups)]
 
 
-def selection_of(picks: Sequence[Picks], *, meta: Mapping[str, Any]) -> Selection:
-    """The selection of what was picked from several groups; their weights, in common units, are brought to mean 1."""
+def selection_of(picks: Sequence[Picks], *, meta: Mapping[str, Any], per_class: bool = False) -> Selection:
+    """The selection of what was picked from several groups; their weights, in common units, are brought to mean 1.
+
+    Args:
+        picks: of each group.
+        meta: facts; `score` says what the scores mean.
+        per_class: whether each group is a class. Where it is not, that is a fact too: a random control of the set is
+            then drawn without regard to classes.
+    """
     chosen = np.concatenate([each.samples for each in picks]).astype(np.int64)
     scores = np.concatenate([each.scores for each in picks]).astype(np.float32)
     weights = np.concatenate(
@@ -307,7 +316,8 @@ def selection_of(picks: Sequence[Picks], *, meta: Mapping[str, Any]) -> Selectio
     ).astype(np.float64)
     assert len(np.unique(chosen)) == len(chosen) > 0, "nothing twice"
     assert (weights >= 0).all() and weights.sum() > 0, "weights of samples"
-    return Selection(chosen, (weights / weights.mean()).astype(np.float32), scores, meta)
+    facts = dict(meta) if per_class else {**meta, PER_CLASS: False}
+    return Selection(chosen, (weights / weights.mean()).astype(np.float32), scores, facts)
 
 
 def labelled_target(source: Source) -> Split:

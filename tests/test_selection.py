@@ -175,6 +175,7 @@ def test_a_whole_budget_does_not_look_at_classes(make_source: Callable[..., Sour
     found = select(source, None, BudgetConfig(count=3, per_class=False), pick, meta={})
     assert seen == [(list(range(14)), 3, 0)]
     assert found.indices.tolist() == [11, 12, 13]
+    assert found.meta == {"per_class": False}
 
 
 def test_weights_of_several_groups_keep_their_proportions_and_have_mean_1() -> None:

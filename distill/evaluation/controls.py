@@ -3,8 +3,8 @@
 Every arm is given, seed by seed, the same initial weights and counters. The set and a random arm take the same
 optimiser steps; the full data, which are the training split without what was cut off for validation, take about as
 many, in whole epochs, and at least one. A random arm draws another subset for each seed, so that its interval holds the
-luck of the draw. `random` has hard labels; `random_soft` those that the set's own teachers give to the same views: what
-is left of a difference to it, the images make.
+luck of the draw. Where a selector gave weights, the set's images count by them. `random` has hard labels; `random_soft`
+those that the set's own teachers give to the same views: what is left of a difference to it, the images make.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from distill.contracts import DistilledSet, Preprocessing, SoftLabels, Source
+from distill.contracts import DistilledSet, Preprocessing, Selection, SoftLabels, Source
 from distill.errors import InputError
 from distill.labels.codecs import CODECS, decode, is_stored, refuse_distances, refuse_loss, refuse_unmixed
 from distill.labels.view_labels import plan_of
 from distill.randomness import derive_seed
-from distill.selection import class_counts, random_subset, source_counts
+from distill.selection import PER_CLASS, class_counts, random_pick, random_subset, source_counts
 from distill.training.config import TrainConfig
 from distill.training.job import Pool, ViewLabels, ViewPlan
 from distill.yaml_lines import quoted
@@ -153,7 +154,9 @@ def _soft_regime(soft: SoftLabels) -> str:
 
 
 def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> Arm:
-    plain = Pool(distilled.images, distilled.labels, distilled.preprocessing)
+    plain = Pool(
+        distilled.images, distilled.labels, distilled.preprocessing, weights=_weights(distilled.selection)
+    )
     if regime == "hard":
         return Arm("set", regime, (plain,), distilled.train)
     if views is not None:
@@ -166,6 +169,13 @@ def _set_arm(distilled: DistilledSet, regime: str, views: ViewLabels | None) -> 
             fix="evaluate in the regime hard",
         )
     return Arm("set", regime, (replace(plain, targets=torch.as_tensor(logits[0])),), distilled.train)
+
+
+def _weights(selection: Selection | None) -> Tensor | None:
+    """How much each image of a set counts; None where a selector gave all the same weight, or none chose them."""
+    if selection is None or np.all(selection.weights == 1):
+        return None
+    return torch.from_numpy(selection.weights)
 
 
 def _refuse_other_views(distilled: DistilledSet, plan: ViewPlan) -> None:
@@ -194,7 +204,15 @@ def _refuse_other_views(distilled: DistilledSet, plan: ViewPlan) -> None:
 
 
 def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: int) -> tuple[Tensor, ...]:
-    """For each seed, as many real images of every class as the set has."""
+    """For each seed, as many real images of every class as the set has; where the set's were picked without regard to
+    classes, as many of all."""
+    seeds_of = [derive_seed(seed, "random control", k) for k in range(seeds)]
+    selection = distilled.selection
+    if selection is not None and selection.meta.get(PER_CLASS) is False:
+        every = np.arange(len(source.train))
+        _refuse_larger(len(distilled), len(every))
+        draws = (random_pick(every, len(distilled), seed=each, name="all") for each in seeds_of)
+        return tuple(map(torch.from_numpy, draws))
     budget = class_counts(distilled.labels.numpy(), len(source.classes))
     there = source_counts(source)
     if (budget > there).any():
@@ -204,10 +222,16 @@ def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: i
             found=f"class {quoted(source.classes[number])}: {budget[number]} in the set, {there[number]} in the data",
             fix="leave random and random_soft out of evaluate.against",
         )
-    subsets = (
-        random_subset(source, budget, seed=derive_seed(seed, "random control", k)) for k in range(seeds)
-    )
-    return tuple(torch.from_numpy(subset) for subset in subsets)
+    return tuple(torch.from_numpy(random_subset(source, budget, seed=each)) for each in seeds_of)
+
+
+def _refuse_larger(images: int, there: int) -> None:
+    if images > there:
+        raise InputError(
+            "the set has more images than the data, so there is no random control of its size",
+            found=f"{images} in the set, {there} in the data",
+            fix="leave random and random_soft out of evaluate.against",
+        )
 
 
 def _real_part(source: Source, indices: Tensor, preprocessing: Preprocessing) -> Pool:

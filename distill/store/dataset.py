@@ -71,6 +71,13 @@ class SetDataset(Dataset[tuple[Tensor, Tensor]]):
         """The training that the set is meant for."""
         return self.set.train
 
+    @property
+    def weights(self) -> Tensor:
+        """How much each image counts in a loss, float32 (N,) of mean 1: what a selector found, else ones."""
+        if self.set.selection is None:
+            return torch.ones(len(self.set))
+        return torch.from_numpy(self.set.selection.weights)
+
     def __len__(self) -> int:
         return len(self.set)
 

@@ -115,7 +115,7 @@ class Batch:
         images: float32 (K, B, Ch, H, W).
         targets: int64 (K, B) classes, or float32 (K, B, C): probabilities, or logits where the loss takes these.
         index: int64 (K, B), numbers of the samples in their jobs.
-        weights: float32 (K, B), None where all samples count alike.
+        weights: float32 (K, B), None where all samples count alike; see `mixed_weights`.
         pairs: int64 (K, B, 2), the classes of the image and of the one that is mixed in, for losses that ask for them.
         ratio: float32 (K, B), the share of the image itself, beside `pairs`.
     """
@@ -176,7 +176,9 @@ class Batches:
         if pool.views is None:
             return None
         assert all(job.pool is pool and job.indices is None for job in jobs), "one plan, all of its images"
-        return PlannedBatches(pool.views, self.pools[pool].images, jobs[0].config, classes=pool.targets)
+        return PlannedBatches(
+            pool.views, self.pools[pool].images, jobs[0].config, classes=pool.targets, counts=pool.weights
+        )
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch; the last may be short."""
@@ -193,10 +195,10 @@ class Batches:
 
     def _batch(self, epoch: int, index: Tensor) -> Batch:
         images = apply_views(self._look(index), self.looks.views(epoch, index))
-        targets = self._targets(index)
+        targets, weights = self._targets(index), self._weights(index)
         if self.config.mix != "none":
-            images, targets = self._mix(epoch, index, images, targets)
-        return Batch(images.view(*index.shape, *images.shape[1:]), targets, index)
+            images, targets, weights = self._mix(epoch, index, images, targets, weights)
+        return Batch(images.view(*index.shape, *images.shape[1:]), targets, index, weights)
 
     def _look(self, index: Tensor) -> Tensor:
         """The samples `index` (K, B) as they are: (K*B, Ch, H, W)."""
@@ -213,13 +215,48 @@ class Batches:
         ]
         return torch.stack(parts)
 
-    def _mix(self, epoch: int, index: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix each sample with its partner's own view of the same epoch, and the targets alike."""
+    def _weights(self, index: Tensor) -> Tensor | None:
+        """How much the samples `index` (K, B) count, float32 (K, B); None where all count alike."""
+        if self.pool_of[0].weights is None:
+            return None
+        parts = []
+        for pool, rows, numbers in zip(self.pool_of, self.rows, index, strict=True):
+            weights = self.pools[pool].weights
+            assert weights is not None, "networks trained together all have weights, or none"
+            parts.append(weights[rows[numbers]])
+        return torch.stack(parts)
+
+    def _mix(
+        self, epoch: int, index: Tensor, images: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mix each sample with its partner's own view of the same epoch, and the targets and weights alike."""
         mix = self.looks.mix(epoch, index)
         partner = mix.partner.view_as(index)
         others = apply_views(self._look(partner), self.looks.partner_views(epoch, partner))
-        ratio = mix.ratio.view_as(index)[..., None]
-        return apply_mix(images, others, mix), targets * ratio + self._targets(partner) * (1 - ratio)
+        ratio = mix.ratio.view_as(index)
+        if weights is not None:
+            theirs = self._weights(partner)
+            assert theirs is not None
+            ratio, weights = mixed_weights(weights, theirs, ratio)
+        targets = targets * ratio[..., None] + self._targets(partner) * (1 - ratio[..., None])
+        return apply_mix(images, others, mix), targets, weights
+
+
+def mixed_weights(weights: Tensor, others: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """How much a mixed sample counts, and the share of its own target in it.
+
+    A share r of a sample of weight w and 1 - r of one of weight v count r w + (1 - r) v together; cross-entropy, which
+    is linear in the target, then is r w times the first one's and (1 - r) v times the second's.
+
+    Args:
+        weights, others: w and v, of one shape.
+        ratio: r.
+
+    Returns:
+        The share r w / (r w + (1 - r) v), r itself where both weights are 0, and the weight.
+    """
+    own, whole = ratio * weights, ratio * weights + (1 - ratio) * others
+    return torch.where(whole > 0, own / whole.clamp(min=1e-12), ratio), whole
 
 
 class PassOrders:
@@ -292,10 +329,17 @@ class PlannedBatches:
     """
 
     def __init__(
-        self, labels: ViewLabels, images: DeviceImages, config: TrainConfig, *, classes: Tensor
+        self,
+        labels: ViewLabels,
+        images: DeviceImages,
+        config: TrainConfig,
+        *,
+        classes: Tensor,
+        counts: Tensor | None = None,
     ) -> None:
         self.labels = labels.on(images.device)
         self.classes = classes.to(images.device)
+        self.counts = None if counts is None else counts.to(images.device)  # (N,), how much each image counts
         self.views = PlannedViews(labels.plan, images, scattered=labels.plan.epochs != config.epochs)
         self.config = config
 
@@ -305,6 +349,7 @@ class PlannedBatches:
             logits, weights = self.labels.batch(epoch, start, images, index)
             targets = soft_targets(logits, self.config)
             pairs, ratio = self._mixed(epoch, index)
+            weights = self._weighted(epoch, index, weights)
             yield Batch(
                 *(None if x is None else x[None] for x in (images, targets, index, weights, pairs, ratio))  # type: ignore[arg-type]
             )
@@ -315,6 +360,16 @@ class PlannedBatches:
             return None, None
         mix = self.views.looks.mix(epoch, index[None])
         return self.views.plan.pairs(epoch, index, self.classes), mix.ratio
+
+    def _weighted(self, epoch: int, index: Tensor, weights: Tensor | None) -> Tensor | None:
+        """The weights of the views (B,) times those of their images; None where all count alike."""
+        if self.counts is None:
+            return weights
+        counts = self.counts[index]
+        if self.views.plan.mix != "none":
+            mix = self.views.looks.mix(epoch, index[None])
+            _, counts = mixed_weights(counts, self.counts[mix.partner], mix.ratio)
+        return counts if weights is None else weights * counts
 
     def _places(self, number: int) -> Iterator[tuple[int, int]]:
         """Pass and start of each batch of an epoch."""
@@ -332,6 +387,7 @@ class PlannedBatches:
 class _OnDevice:
     images: DeviceImages
     targets: Tensor
+    weights: Tensor | None
 
 
 def _by_pool(jobs: Sequence[Job]) -> dict[Pool, list[Job]]:
@@ -345,8 +401,12 @@ def _by_pool(jobs: Sequence[Job]) -> dict[Pool, list[Job]]:
 def _on_device(pool: Pool, job: Job, chosen: Tensor | None, device: torch.device) -> _OnDevice:
     """The pool's chosen samples, with their targets in the form that the loss of `job` takes."""
     targets = pool.targets if chosen is None else pool.targets[chosen]
-    images = DeviceImages(pool, device, chosen=chosen)
-    return _OnDevice(images, _loss_targets(targets, job.config, job.classes).to(device))
+    weights = pool.weights if pool.weights is None or chosen is None else pool.weights[chosen]
+    return _OnDevice(
+        DeviceImages(pool, device, chosen=chosen),
+        _loss_targets(targets, job.config, job.classes).to(device),
+        None if weights is None else weights.to(device),
+    )
 
 
 def soft_targets(logits: Tensor, config: TrainConfig) -> Tensor:

@@ -199,6 +199,7 @@ def stackable(jobs: Sequence[Job]) -> list[list[int]]:
                 job.samples,
                 job.pool.image_shape,
                 job.pool.soft,
+                job.pool.weights is None,
                 id(job.test),
             ),
             *(job.record_dynamics, None if job.pool.views is None else id(job.pool)),

@@ -25,6 +25,7 @@ class PoolPaths(NamedTuple):
     targets: str
     preprocessing: str
     views: str | None
+    weights: str | None
 
 
 class PoolFiles:
@@ -52,6 +53,7 @@ class PoolFiles:
             self._tensor(pool.targets),
             self._file((id(pre),), pre, lambda path: path.write_bytes(pickle.dumps(pre))),
             None if pool.views is None else self._views(pool.views),
+            None if pool.weights is None else self._tensor(pool.weights),
         )
 
     def _views(self, views: ViewLabels) -> str:
@@ -116,9 +118,14 @@ class _Unpickler(pickle.Unpickler):
 def load_pool(paths: PoolPaths) -> Pool:
     """A pool whose samples stay in the files until they are touched."""
     preprocessing: Preprocessing = pickle.loads(Path(paths.preprocessing).read_bytes())
-    images, targets = (np.load(path, mmap_mode="c") for path in (paths.images, paths.targets))
+    images, targets = _mapped(paths.images), _mapped(paths.targets)
     views = None
     if paths.views is not None:
         with Path(paths.views).open("rb") as file:
             views = _Unpickler(file).load()
-    return Pool(torch.from_numpy(images), torch.from_numpy(targets), preprocessing, views)
+    weights = None if paths.weights is None else _mapped(paths.weights)
+    return Pool(images, targets, preprocessing, views, weights)
+
+
+def _mapped(path: str) -> Tensor:
+    return torch.from_numpy(np.load(path, mmap_mode="c"))

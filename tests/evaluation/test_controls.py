@@ -101,7 +101,32 @@ def test_soft_labels_of_many_views_are_refused(hard_set: DistilledSet, source: S
         arms(replace(hard_set, soft=views), source)
 
 
+def test_images_count_by_the_weights_of_their_selection(hard_set: DistilledSet, source: Source) -> None:
+    assert hard_set.selection is not None
+    weights = np.array([0, 2, 1, 1, 1.5, 0.5], np.float32)
+    weighted = replace(hard_set, selection=replace(hard_set.selection, weights=weights))
+    found = arms(weighted, source)
+    mine = found["set", "hard"].pool(0).weights
+    assert mine is not None and mine.tolist() == weights.tolist()
+    assert found["random", "hard"].pool(0).weights is None
+    assert arms(hard_set, source)["set", "hard"].pool(0).weights is None, "all alike"
+
+
 # --- the random control
+
+
+def test_random_ignores_classes_where_the_selection_did(hard_set: DistilledSet, source: Source) -> None:
+    """Where a target decided which classes the set has, the control must not be told."""
+    assert hard_set.selection is not None
+    loose = replace(
+        hard_set, selection=replace(hard_set.selection, meta={"score": "none", "per_class": False})
+    )
+    arm = arms(loose, source, seeds=40)["random", "hard"]
+    assert arm.indices is not None and arm.images == 6
+    counts = [class_counts(arm.pool(0).targets[each].numpy(), 3).tolist() for each in arm.indices]
+    assert len({tuple(each) for each in counts}) > 1
+    assert all(len(torch.unique(each)) == 6 for each in arm.indices)
+    assert np.abs(np.mean(counts, axis=0) - 2).max() < 0.6, "the source's classes are alike"
 
 
 def test_random_has_the_class_counts_of_the_set(hard_set: DistilledSet, source: Source) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import distill
-from distill.contracts import DistilledSet, Preprocessing
+from distill.contracts import DistilledSet, Preprocessing, Selection
 from distill.errors import InputError
 from distill.labels.codecs import encode
 from distill.preprocessing import Transform
@@ -59,6 +59,14 @@ def test_soft_targets_are_probabilities_at_the_stored_temperature(plain: Distill
     stored = logits[0].astype(np.float16).astype(np.float64) / 2.5
     expected = np.exp(stored) / np.exp(stored).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(targets.numpy(), expected, rtol=1e-5)
+
+
+def test_weights_are_the_selections_or_ones(plain: DistilledSet) -> None:
+    count = len(plain)
+    assert torch.equal(SetDataset(replace(plain, selection=None)).weights, torch.ones(count))
+    weights = np.linspace(0, 2, count, dtype=np.float32)
+    chosen = Selection(np.arange(count), weights, np.zeros(count, np.float32), {"score": "none"})
+    assert SetDataset(replace(plain, selection=chosen)).weights.tolist() == weights.tolist()
 
 
 def test_which_labels(plain: DistilledSet, full: DistilledSet) -> None:

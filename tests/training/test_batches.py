@@ -18,6 +18,7 @@ from distill.randomness import counter_permutation, derive_seed
 from distill.training import batches as batches_module
 from distill.training import looks
 from distill.training.batches import Batch, Batches, DeviceImages
+from distill.training.engine import stackable
 from distill.training.job import Job, Pool
 
 CPU = torch.device("cpu")
@@ -249,3 +250,67 @@ def test_images_that_do_not_fit_are_told_as_such() -> None:
         DeviceImages(pool, CPU)
     assert "data.cap" in str(caught.value)
     assert "batch_size" not in str(caught.value)
+
+
+# --- weights of samples
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{"augment": "none"}, {"augment": "crop", "mix": "mixup"}, {"augment": "none", "mix": "cutmix"}],
+    ids=str,
+)
+@pytest.mark.parametrize("soft", [False, True])
+def test_weights_of_one_change_nothing_but_the_weights(
+    train: dict[str, Any], soft: bool, make_job: MakeJob, digits: Pool, soft_digits: Pool
+) -> None:
+    pool = soft_digits if soft else digits
+    job = make_job(pool=pool, **train)
+    weighted = replace(job, pool=replace(pool, weights=torch.ones(len(pool))))
+    for plain_batch, batch in zip(all_batches([job]), all_batches([weighted]), strict=True):
+        torch.testing.assert_close(batch.targets, plain_batch.targets)
+        torch.testing.assert_close(batch.images, plain_batch.images)
+        assert plain_batch.weights is None
+        assert batch.weights is not None
+        torch.testing.assert_close(batch.weights, torch.ones_like(batch.weights))
+
+
+def test_each_sample_brings_its_own_weight(make_job: MakeJob, digits: Pool) -> None:
+    weights = torch.arange(len(digits), dtype=torch.float32)
+    job = make_job(pool=replace(digits, weights=weights), samples=24, augment="none")
+    assert job.indices is not None
+    for batch in all_batches([job]):
+        assert batch.weights is not None
+        torch.testing.assert_close(batch.weights[0], weights[job.indices[batch.index[0]]])
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_the_loss_of_a_mixed_sample_is_the_weighted_sum_of_its_two(
+    mix: str, make_job: MakeJob, digits: Pool
+) -> None:
+    """By the definition: r w CE(z, y) + (1 - r) v CE(z, y'), in float64; a weight of 0 takes its sample away."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(len(digits), generator=generator) * (
+        torch.rand(len(digits), generator=generator) > 0.3
+    )
+    job = make_job(
+        pool=replace(digits, weights=weights), samples=24, augment="none", mix=mix, label_smoothing=0.0
+    )
+    batches = Batches([job], CPU)
+    assert job.indices is not None
+    labels, own = digits.targets[job.indices], weights[job.indices].double()
+    for batch in batches.epoch(0):
+        mixing = batches.looks.mix(0, batch.index)
+        ratio, first, second = mixing.ratio.double(), batch.index[0], mixing.partner
+        scores = torch.randn(len(first), 10, generator=generator, dtype=torch.float64).log_softmax(dim=1)
+        wanted = -ratio * own[first] * scores.gather(1, labels[first, None])[:, 0]
+        wanted -= (1 - ratio) * own[second] * scores.gather(1, labels[second, None])[:, 0]
+        assert batch.weights is not None
+        found = -(batch.targets[0] * scores).sum(dim=1) * batch.weights[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_weighted_and_plain_pools_are_not_stacked(make_job: MakeJob, digits: Pool) -> None:
+    job = make_job()
+    weighted = replace(job, pool=replace(digits, weights=torch.ones(len(digits))))
+    assert stackable([job, weighted, job]) == [[0, 2], [1]]

@@ -20,12 +20,15 @@ from distill.training.pool_files import PoolFiles, load_pool
 
 def test_pools_come_back_as_they_were(tmp_path: Path, digits: Pool, soft_digits: Pool) -> None:
     files = PoolFiles(tmp_path)
-    for pool in (digits, soft_digits, replace(digits, images=(digits.images / 255).half())):
+    weighted = replace(digits, weights=torch.rand(len(digits), generator=torch.Generator().manual_seed(0)))
+    for pool in (digits, soft_digits, weighted, replace(digits, images=(digits.images / 255).half())):
         read = load_pool(files.paths(pool))
         assert torch.equal(read.images, pool.images)
         assert read.images.dtype == pool.images.dtype
         assert torch.equal(read.targets, pool.targets)
         assert read.preprocessing == pool.preprocessing
+        assert (read.weights is None) == (pool.weights is None)
+        assert pool.weights is None or torch.equal(read.weights, pool.weights)  # type: ignore[arg-type]
 
 
 def test_an_array_is_written_once(tmp_path: Path, digits: Pool) -> None:
