@@ -204,8 +204,8 @@ class GradientRows(ComputedRows):
     """
 
     def __init__(self, features: Rows, logits: Rows, labels: Tensor) -> None:
-        width = logits.shape[1] * (features.shape[1] + 1)
-        super().__init__(_flat_gradients, (features, logits), labels, width=width)
+        self.factor_widths = logits.shape[1], features.shape[1] + 1  # C, D + 1
+        super().__init__(_flat_gradients, (features, logits), labels, width=math.prod(self.factor_widths))
 
     def factors(self, rows: slice | Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
         """softmax(logits) - onehot(label), (rows, C), and (features, 1), (rows, D + 1).

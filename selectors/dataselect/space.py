@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.cache import Gradients, LastLayerGradients, Network, Projection, Rows
+from distill.cache import GradientRows, Gradients, LastLayerGradients, Network, Projection, Rows
 from distill.cache.encoders import EncoderConfig, encoder_network
 from distill.cache.rows import MeanRows
 from distill.cache.teachers import TeacherConfig, checkpoint_epochs, train_teacher
@@ -74,6 +74,23 @@ class FeatureSpace:
         On the run's device; in a file mapped into the host's memory where they are more than `memory`.
         """
         return self._read(self.source.train, samples)
+
+    def factors(self, split: Split, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Last-layer gradients of one network as their factors: float32 (len(samples), C) and (len(samples), D + 1).
+
+        The gradient of sample i is the outer product of the two rows i; where features are `raw`, so are these.
+
+        Args:
+            split: the source's, or the target's with labels of the source's classes.
+            samples: int64, samples of the split.
+        """
+        rows = self.rows(split)
+        assert isinstance(rows, GradientRows), "the mean over several networks has no two factors"
+        left, right = (self._matrix(len(samples), width) for width in rows.factor_widths)
+        for start in range(0, len(samples), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            left[block], right[block] = rows.factors(samples[block])
+        return left, right
 
     def target(self) -> Tensor:
         """float32 (M, D): features of all samples of the target's train split, as `raw` gives them."""
