@@ -52,6 +52,7 @@ class Case:
         images: of every class of the result.
         random: another seed must give another result.
         behind: options for use behind a selector that keeps 4 images a class; None where it cannot stand there.
+        whole: classes have no say: for three of them `images` are kept of each in the mean.
     """
 
     method: str
@@ -59,6 +60,7 @@ class Case:
     images: int
     random: bool
     behind: Mapping[str, Any] | None
+    whole: bool = False
 
     def __str__(self) -> str:
         return f"{self.method}-{self.options['features']}" if "features" in self.options else self.method
@@ -96,6 +98,14 @@ CASES = [
 ]
 
 
+def targeted(method: str, features: str, *, random: bool, **more: Any) -> Case:
+    """A selector with a target, which reads it in a feature space; classes have no say."""
+    options: dict[str, Any] = {"count": 6, "features": features, **more}
+    if features != "pixels":
+        options["network"] = NETWORK
+    return Case(method, options, images=2, random=random, behind=options, whole=True)
+
+
 def cases(that: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [case for case in CASES if that(case)], ids=str)
 
@@ -128,10 +138,19 @@ def content(result: DistilledSet | Selection, ctx: Context, source: Source) -> b
 def run(
     case: Case, ctx: Context, source: Source, previous: DistilledSet | Selection | None = None
 ) -> DistilledSet | Selection:
-    """Check, then run, as the pipeline does."""
+    """Check, then run, as the pipeline does; a method that reads a target is given one."""
     method = case.build(case.options if previous is None else case.behind)
+    source = with_target(source) if method.uses_target else source
     method.check(source, None if previous is None else "selector")
     return method.run(ctx, source, previous)
+
+
+def with_target(source: Source) -> Source:
+    """The source with every third of its own images for a target."""
+    images, labels = source.train.images[::3], source.train.labels[::3]
+    train = Split(images, labels, fingerprint=f"a third of {source.train.fingerprint}")
+    target = replace(Source(**source.__dict__), train=train)
+    return type(source)(**{**source.__dict__, "target": target})
 
 
 def first_of_each_class(source: Source, count: int) -> Selection:
@@ -173,11 +192,18 @@ def test_the_result_is_sound(case: Case, source: Source, make_context: MakeConte
     assert tuple(made.images.shape[1:]) == source.image_shape
 
 
+def assert_budget(case: Case, made: DistilledSet) -> None:
+    """The budget of three classes is kept: in all, and of each class where classes have a say."""
+    counts = class_counts(made.labels.numpy(), 3)
+    assert counts.sum() == 3 * case.images
+    assert case.whole or counts.tolist() == [case.images] * 3
+
+
 @every_case
 def test_the_budget_is_kept(case: Case, source: Source, make_context: MakeContext) -> None:
     ctx = make_context()
     made = as_set(run(case, ctx, source), ctx, source)
-    assert class_counts(made.labels.numpy(), 3).tolist() == [case.images] * 3
+    assert_budget(case, made)
     estimate = case.build().estimate(train=len(source.train), classes=3, before=None)
     assert estimate.images == len(made)
 
@@ -325,7 +351,7 @@ def test_one_class_alone(case: Case, make_source: MakeSource, make_context: Make
     source, ctx = make_source((8,)), make_context()
     made = as_set(run(case, ctx, source), ctx, source)
     check_set(made)
-    assert made.labels.tolist() == [0] * case.images
+    assert made.labels.tolist() == [0] * (3 * case.images if case.whole else case.images)
     assert not made.provenance.get("skipped"), (
         "no step was left out, which would leave the images as they were"
     )
@@ -353,8 +379,7 @@ def test_classes_of_very_different_size(
 ) -> None:
     """The smallest class has just what is asked for."""
     source, ctx = make_source((case.images, 30, 9)), make_context()
-    made = as_set(run(case, ctx, source), ctx, source)
-    assert class_counts(made.labels.numpy(), 3).tolist() == [case.images] * 3
+    assert_budget(case, as_set(run(case, ctx, source), ctx, source))
 
 
 @every_case
@@ -369,7 +394,7 @@ def test_images_that_are_all_alike(case: Case, source: Source, make_context: Mak
     )
 
 
-@every_case
+@cases(lambda case: not case.whole)
 def test_a_class_smaller_than_the_budget_is_refused_before_any_work(
     case: Case, make_source: MakeSource
 ) -> None:
@@ -378,6 +403,15 @@ def test_a_class_smaller_than_the_budget_is_refused_before_any_work(
     with pytest.raises(InputError, match=f"{case.images} images per class") as caught:
         case.build().check(source, None)
     assert f"one ({case.images - 1})" in str(caught.value)
+
+
+@cases(lambda case: case.whole)
+def test_fewer_images_than_the_budget_are_refused_before_any_work(
+    case: Case, make_source: MakeSource
+) -> None:
+    asked = 3 * case.images
+    with pytest.raises(InputError, match=f"{asked} images are asked for, and there are {asked - 1}"):
+        case.build().check(with_target(make_source((asked - 1,))), None)
 
 
 # --- places in a list of steps
