@@ -68,23 +68,19 @@ class FeatureSpace:
         features = self.raw(samples)
         return features.sub_(features.mean(dim=0))
 
-    def raw(self, samples: np.ndarray) -> Tensor:
-        """float32 (len(samples), D): features of samples of the source's train split, a copy.
+    def raw(self, samples: np.ndarray, *, split: Split | None = None) -> Tensor:
+        """float32 (len(samples), D): features of samples of a split, by default the source's train split, a copy.
 
         On the run's device; in a file mapped into the host's memory where they are more than `memory`.
         """
-        return self._read(self.source.train, samples)
+        return self._read(self.source.train if split is None else split, samples)
 
-    def factors(self, split: Split, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+    def factors(self, samples: np.ndarray, *, split: Split | None = None) -> tuple[Tensor, Tensor]:
         """Last-layer gradients of one network as their factors: float32 (len(samples), C) and (len(samples), D + 1).
 
-        The gradient of sample i is the outer product of the two rows i; where features are `raw`, so are these.
-
-        Args:
-            split: the source's, or the target's with labels of the source's classes.
-            samples: int64, samples of the split.
+        The gradient of a sample is the outer product of its two rows. Samples, and where they lie, are those of `raw`.
         """
-        rows = self.rows(split)
+        rows = self.rows(self.source.train if split is None else split)
         assert isinstance(rows, GradientRows), "the mean over several networks has no two factors"
         left, right = (self._matrix(len(samples), width) for width in rows.factor_widths)
         for start in range(0, len(samples), _BLOCK):
