@@ -34,11 +34,14 @@ class Split:
         images: uint8 (N, Ch, H, W), pixel values 0..255. May be a view of a memory-mapped file.
         labels: int64 (N,), class numbers.
         fingerprint: sha256 (hex) over shape, images and labels in order.
+        rows: int64 (N,), the images' numbers in the data as they were found, before anything was left out; None where
+            they have none.
     """
 
     images: Tensor
     labels: Tensor
     fingerprint: str
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,12 +105,15 @@ class Selection:
         weights: float32 (n,), mean 1.
         scores: float32 (n,), gain or score of each pick; its meaning is in `meta["score"]`.
         meta: JSON-able facts about how it was made.
+        rows: int64 (n,), the same samples' numbers in the data as they were found (`Split.rows`), so that the
+            originals can be fetched; a set's selection has them, a method's need not.
     """
 
     indices: np.ndarray
     weights: np.ndarray
     scores: np.ndarray
     meta: Mapping[str, Any] = field(default_factory=dict)
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -380,15 +380,17 @@ def random_subset(source: Source, budget: np.ndarray, *, seed: int) -> np.ndarra
 
 
 def materialise(selection: Selection, source: Source, train: TrainConfig) -> DistilledSet:
-    """The set of the selected real images with their hard labels."""
+    """The set of the selected real images with their hard labels; it knows where in the data they were found."""
     indices = torch.from_numpy(selection.indices)
+    rows = source.train.rows
+    found = None if rows is None else rows[indices].numpy()
     return DistilledSet(
         images=source.train.images[indices],
         labels=source.train.labels[indices],
         classes=source.classes,
         preprocessing=Preprocessing(mean=source.mean, std=source.std),
         train=train,
-        selection=selection,
+        selection=replace(selection, rows=found),
     )
 
 

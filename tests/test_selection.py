@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -333,5 +334,15 @@ def test_materialise_takes_images_labels_and_statistics_of_the_source(
     assert torch.equal(made.images[1], source.train.images[2])
     assert made.images.dtype == torch.uint8
     assert made.labels.tolist() == source.train.labels[[5, 2]].tolist()
+    assert made.selection is not None and made.selection.rows is None, "the source does not tell"
     assert (made.preprocessing.mean, made.preprocessing.std) == (source.mean, source.std)
     assert (made.classes, made.train, made.selection, made.soft) == (source.classes, train, chosen, None)
+
+
+def test_materialise_keeps_where_the_images_were_found(make_source: Callable[..., Source]) -> None:
+    source = make_source()
+    rows = torch.arange(len(source.train)) * 3 + 1
+    chosen = Selection(np.array([5, 2]), np.ones(2, np.float32), np.zeros(2, np.float32))
+    made = materialise(chosen, replace(source, train=replace(source.train, rows=rows)), TrainConfig())
+    assert made.selection is not None and made.selection.rows is not None
+    assert (made.selection.rows.dtype, made.selection.rows.tolist()) == (np.int64, [16, 7])

@@ -136,10 +136,11 @@ class Found:
 
 @dataclass(frozen=True)
 class _Part:
-    """Decoded images uint8 (N, Ch, H, W), their new labels int64 (N,), and what was left out on the way."""
+    """Decoded images uint8 (N, Ch, H, W), their new labels and rows int64 (N,), and what was left out on the way."""
 
     images: Tensor
     labels: Tensor
+    rows: Tensor
     notes: tuple[str, ...]
 
 
@@ -185,12 +186,12 @@ def build_source(
     source = Source(
         name=name,
         classes=classes,
-        train=split_of(images, train.labels[~taken]),
-        valid=split_of(valid_images, train.labels[taken]),
+        train=split_of(images, train.labels[~taken], train.rows[~taken]),
+        valid=split_of(valid_images, train.labels[taken], train.rows[taken]),
         mean=mean,
         std=std,
         notes=tuple(notes),
-        held_out=split_of(test.images, test.labels),
+        held_out=split_of(test.images, test.labels, test.rows),
     )
     progress.note(_summary(source))
     return source
@@ -247,13 +248,14 @@ def _read(rows: Rows, part: Tensor, used: Tensor, table: Tensor, *, reading: Rea
             f"no {split} image is left", where=rows.where, fix="use more classes, or a larger test share"
         )
     decoded = rows.take(chosen, reading=reading, title=f"decode {split}")
-    labels = table[rows.labels[chosen[decoded.kept]]]
+    kept = chosen[decoded.kept]
+    labels = table[rows.labels[kept]]
     bad = len(chosen) - len(labels)
     notes = []
     if len(labels) < len(part):
         undecodable = f", {bad} cannot be decoded" if bad else ""
         notes.append(f"{len(labels)} of {len(part)} {split} images used{undecodable}")
-    return _Part(decoded.images, labels, tuple(notes))
+    return _Part(decoded.images, labels, kept, tuple(notes))
 
 
 def _check_same_shape(train: Tensor, test: Tensor, *, where: str) -> None:

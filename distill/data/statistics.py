@@ -26,9 +26,9 @@ def fingerprint(images: Tensor, labels: Tensor) -> str:
     return digest.hexdigest()
 
 
-def split_of(images: Tensor, labels: Tensor) -> Split:
-    """A split with its fingerprint. images: uint8 (N, Ch, H, W), labels: int64 (N,)."""
-    return Split(images, labels, fingerprint(images, labels))
+def split_of(images: Tensor, labels: Tensor, rows: Tensor | None = None) -> Split:
+    """A split with its fingerprint. images: uint8 (N, Ch, H, W), labels: int64 (N,), rows: int64 (N,)."""
+    return Split(images, labels, fingerprint(images, labels), rows)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

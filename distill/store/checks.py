@@ -94,20 +94,27 @@ def _check_selection(selection: Selection, images: int) -> None:
         ("indices", selection.indices, np.int64),
         ("weights", selection.weights, np.float32),
         ("scores", selection.scores, np.float32),
+        ("rows", selection.rows, np.int64),
     ):
+        if array is None:  # rows: sets of before they were kept have none
+            continue
         _require(
             array.dtype == dtype and array.shape == (images,),
             f"selection {name} do not match the images",
             found=f"{array.dtype} {array.shape}",
             allowed=f"{np.dtype(dtype)} ({images},)",
         )
-    indices, weights = selection.indices, selection.weights
-    _require(
-        len(np.unique(indices)) == images and int(indices.min()) >= 0,
-        "selection indices are not distinct and non-negative",
-        found=f"{len(np.unique(indices))} distinct of {images}, the least {int(indices.min())}",
-        allowed="each sample at most once",
-    )
+    for name, numbers in (("indices", selection.indices), ("rows", selection.rows)):
+        if numbers is None:
+            continue
+        distinct = len(np.unique(numbers))
+        _require(
+            distinct == images and int(numbers.min()) >= 0,
+            f"selection {name} are not distinct and non-negative",
+            found=f"{distinct} distinct of {images}, the least {int(numbers.min())}",
+            allowed="each sample at most once",
+        )
+    weights = selection.weights
     mean = float(weights.mean(dtype=np.float64))
     _require(
         bool((weights >= 0).all()) and abs(mean - 1) <= _MEAN_TOLERANCE,

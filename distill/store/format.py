@@ -60,6 +60,7 @@ INDICES = "selection/indices"
 WEIGHTS = "selection/weights"
 SCORES = "selection/scores"
 SELECTION_META = "selection/meta"
+ROWS = "selection/rows"
 
 GROUPS = frozenset({LABELS, SOFT, "preprocessing", "selection"})
 
@@ -90,7 +91,10 @@ REQUIRED: Mapping[str, Spec] = {
 OPTIONAL: tuple[Mapping[str, Spec], ...] = (
     {ZCA: Spec(("<f4",), 2), ZCA_INVERSE: Spec(("<f4",), 2), ZCA_MEAN: Spec(("<f4",), 1)},
     {INDICES: Spec(("<i8",), 1), WEIGHTS: Spec(("<f4",), 1), SCORES: Spec(("<f4",), 1), SELECTION_META: TEXT},
+    {ROWS: Spec(("<i8",), 1)},
 )
+# A dataset that stands only beside another.
+BESIDE: Mapping[str, str] = {ROWS: INDICES}
 _SPECS: Mapping[str, Spec] = {
     **REQUIRED,
     **{name: spec for together in OPTIONAL for name, spec in together.items()},
@@ -149,9 +153,9 @@ def spec_of(name: str) -> Spec | None:
 def missing(names: Iterable[str]) -> list[str]:
     """The datasets that a file with datasets `names` lacks."""
     present = set(names)
-    expected = set(REQUIRED)
+    expected = set(REQUIRED) | {BESIDE[name] for name in present & BESIDE.keys()}
     for together in OPTIONAL:
-        if present & set(together):
+        if (present | expected) & set(together):
             expected |= set(together)
     if any(name.startswith(f"{SOFT}/") for name in present):
         expected.add(CODEC)

@@ -117,4 +117,5 @@ class _Unpacking:
             weights=self._array(fmt.WEIGHTS),
             scores=self._array(fmt.SCORES),
             meta=self._facts(fmt.SELECTION_META),
+            rows=self._array(fmt.ROWS) if fmt.ROWS in self.archive.arrays else None,
         )

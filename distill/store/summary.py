@@ -104,6 +104,7 @@ def _selection(archive: Archive) -> dict[str, Any] | None:
         return None
     return {
         "count": archive.arrays[fmt.INDICES].shape[0],
+        "rows": fmt.ROWS in archive.arrays,
         "meta": archive.document(fmt.SELECTION_META, dict, verify=False),
     }
 
@@ -156,7 +157,9 @@ def _describe_preprocessing(preprocessing: Mapping[str, Any]) -> str:
 def _describe_selection(selection: Mapping[str, Any] | None) -> str:
     if selection is None:
         return "none"
-    return ", ".join(filter(None, [f"{selection['count']} samples of the source", _pairs(selection["meta"])]))
+    known = "" if selection["rows"] else "their rows in the data not kept"
+    told = [f"{selection['count']} samples of the source", known, _pairs(selection["meta"])]
+    return ", ".join(filter(None, told))
 
 
 def _table(arrays: Iterable[Mapping[str, Any]]) -> list[str]:

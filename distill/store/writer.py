@@ -122,12 +122,13 @@ def _pack_soft(soft: SoftLabels) -> dict[str, np.ndarray]:
 
 
 def _pack_selection(selection: Selection) -> dict[str, np.ndarray]:
-    return {
+    arrays = {
         fmt.INDICES: selection.indices,
         fmt.WEIGHTS: selection.weights,
         fmt.SCORES: selection.scores,
         fmt.SELECTION_META: _text(fmt.SELECTION_META, selection.meta),
     }
+    return arrays if selection.rows is None else {**arrays, fmt.ROWS: selection.rows}
 
 
 def _text(name: str, value: Any) -> np.ndarray:

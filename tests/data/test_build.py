@@ -66,6 +66,17 @@ def test_valid_follows_the_seed_and_test_does_not(progress):
     assert values(sources[0].test) == values(sources[1].test) == values(sources[2].test)
 
 
+@pytest.mark.parametrize("test", [None, 0.2])
+def test_rows_are_numbers_in_the_data_as_found(progress, test):
+    """The n-th image is filled with n, whatever was left out on the way."""
+    source = build(progress, rows([10, 20, 30]), test, wanted=["cow", "ant"], cap=8, valid=0.25)
+    splits = [source.train, source.valid, *([source.test] if test else [])]
+    for split in splits:
+        assert split.rows.tolist() == values(split)
+    assert source.test.rows.tolist() == [value - (0 if test else 200) for value in values(source.test)]
+    assert source.train.fingerprint == fingerprint(source.train.images, source.train.labels)
+
+
 def test_statistics_are_those_of_train_after_the_cut(progress):
     source = build(progress, rows([10, 20, 30]), valid=0.3)
     assert (source.mean, source.std) == channel_statistics(source.train.images)

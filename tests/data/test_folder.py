@@ -209,6 +209,8 @@ def test_bad_images_beyond_the_rate(make, progress):
     assert np.bincount(source.train.labels).tolist() == [9, 10]
     assert "19 of 20 training images used, 1 cannot be decoded" in source.notes
     assert "broken.jpg" in progress.warnings[0]
+    rows = torch.cat([source.train.rows, source.valid.rows]).sort().values
+    assert rows.tolist() == [*range(9), *range(10, 20)], "broken.jpg is row 9: it sorts behind the numbers"
 
 
 def test_a_class_whose_images_are_all_bad(make, progress):

@@ -52,6 +52,7 @@ def full_set() -> DistilledSet:
             weights=np.array([0.5, 1.5, 1, 1, 0.25, 1.75], dtype=np.float32),
             scores=np.array([np.inf, 3, 2, 1, 0.5, 0.25], dtype=np.float32),
             meta={"score": "distance to the nearest pick"},
+            rows=np.array([19, 4, 15, 0, 11, 6]),
         ),
         provenance={
             "seed": 0,
@@ -117,7 +118,8 @@ def assert_same_set(a: DistilledSet, b: DistilledSet) -> None:
             assert_same_array(array, b.soft.arrays[name])
     if a.selection and b.selection:
         assert a.selection.meta == b.selection.meta
-        for name in ("indices", "weights", "scores"):
+        assert (a.selection.rows is None) == (b.selection.rows is None)
+        for name in ("indices", "weights", "scores", "rows"):
             assert_same_array(getattr(a.selection, name), getattr(b.selection, name))
 
 

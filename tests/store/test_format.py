@@ -99,6 +99,9 @@ def test_missing_names_what_belongs_together() -> None:
     assert fmt.missing(required[1:]) == [required[0]]
     assert fmt.missing([*required, fmt.ZCA]) == [fmt.ZCA_INVERSE, fmt.ZCA_MEAN]
     assert fmt.missing([*required, "labels/soft/logits"]) == [fmt.CODEC]
+    selection = [fmt.INDICES, fmt.SELECTION_META, fmt.SCORES, fmt.WEIGHTS]
+    assert fmt.missing([*required, fmt.ROWS]) == selection
+    assert fmt.missing([*required, *selection]) == []  # sets of before rows were kept
     assert fmt.missing([*required, fmt.CODEC]) == []  # labels that teachers give as students train
 
 

@@ -76,6 +76,14 @@ def test_missing_dataset_is_named(file: Path, name: str) -> None:
     assert (name if name != "labels/soft/logits" else fmt.CONTENT_ATTRIBUTE) in str(caught.value)
 
 
+def test_rows_belong_to_a_selection(file: Path) -> None:
+    with h5py.File(file, "r+") as broken:
+        for name in (fmt.INDICES, fmt.WEIGHTS, fmt.SCORES, fmt.SELECTION_META):
+            del broken[name]
+    with pytest.raises(DamagedDataError, match=fmt.INDICES):
+        read_set(file)
+
+
 def test_dropping_a_whole_option_is_noticed(file: Path) -> None:
     """Without its selection the set would be sound; the content digest knows that there was one."""
     with h5py.File(file, "r+") as broken:

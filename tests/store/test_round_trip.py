@@ -14,6 +14,7 @@ from distill.contracts import DistilledSet, Preprocessing
 from distill.store import format as fmt
 from distill.store.archive import open_archive
 from distill.store.reader import read_set
+from distill.store.summary import describe, summarise
 from distill.store.writer import write_set
 
 Same = Callable[[DistilledSet, DistilledSet], None]
@@ -23,6 +24,15 @@ Same = Callable[[DistilledSet, DistilledSet], None]
 def test_round_trip(any_set: DistilledSet, tmp_path: Path, same: Same, verify: bool) -> None:
     write_set(any_set, tmp_path / "set.h5")
     same(read_set(tmp_path / "set.h5", verify=verify), any_set)
+
+
+def test_a_selection_without_rows(full: DistilledSet, tmp_path: Path, same: Same) -> None:
+    """As sets of before rows were kept."""
+    assert full.selection is not None
+    older = replace(full, selection=replace(full.selection, rows=None))
+    write_set(older, tmp_path / "set.h5")
+    same(read_set(tmp_path / "set.h5"), older)
+    assert "rows in the data not kept" in describe(summarise(tmp_path / "set.h5", verify=True))
 
 
 def test_images_are_channels_last_without_a_copy(file: Path) -> None:

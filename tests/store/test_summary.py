@@ -46,7 +46,8 @@ def test_names_and_values(file: Path) -> None:
     }
     assert summary["preprocessing"] == {"mean": [0.1, 1 / 3], "std": [0.3, 0.25], "zca": True}
     assert summary["train_recipe"]["lr"] == 0.1 + 0.2
-    assert summary["selection"] == {"count": 6, "meta": {"score": "distance to the nearest pick"}}
+    meta = {"score": "distance to the nearest pick"}
+    assert summary["selection"] == {"count": 6, "rows": True, "meta": meta}
     assert summary["provenance"]["recipe"] == {"steps": [{"kcenter": {"ipc": 2}}]}
     assert json.loads(json.dumps(summary)) == summary
 

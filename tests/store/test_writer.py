@@ -75,6 +75,9 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "NaN weight": (selection(weights=(ONES * np.nan)), "mean 1"),
     "a score short": (selection(scores=ONES[1:]), "selection scores"),
+    "a row short": (selection(rows=np.arange(5)), "selection rows"),
+    "twice the same row": (selection(rows=np.array([9, 2, 7, 0, 5, 9])), "selection rows are not distinct"),
+    "negative row": (selection(rows=np.array([-1, 2, 7, 0, 5, 3])), "non-negative"),
     "NaN in provenance": (lambda full: replace(full, provenance={"a": float("nan")}), "provenance"),
     "object in meta": (selection(meta={"a": object()}), "selection/meta"),
 }
