@@ -71,6 +71,7 @@ METHODS: dict[str, Entry] = {
             ("random", "dataselect.random_choice:RandomChoice", "uniform random subset, balanced by class"),
             ("kcenter", "dataselect.kcenter:KCenter", "greedy k-center: covers the features"),
             ("herding", "dataselect.herding:Herding", "herding: keeps the mean of the features"),
+            ("kmeans", "dataselect.kmeans:KMeans", "k-means: one sample of each cluster of features"),
         ],
     ),
     **_table(

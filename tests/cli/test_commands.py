@@ -122,6 +122,7 @@ def test_methods_and_schema(call: Call) -> None:
             ["random", "selector"],
             ["kcenter", "selector"],
             ["herding", "selector"],
+            ["kmeans", "selector"],
             ["soft_label", "distiller"],
             ["trajectory", "distiller"],
             ["committee", "distiller"],

@@ -85,6 +85,8 @@ CASES = [
     measured("kcenter", "gradients", random=True),
     measured("herding", "pixels", random=False),
     measured("herding", "network", random=True),
+    measured("kmeans", "pixels", random=True),
+    measured("kmeans", "network", random=True),
     Case(
         "soft_label",
         {"ipc": 2, "teacher": NETWORK},
