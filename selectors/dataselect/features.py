@@ -46,6 +46,8 @@ class SpaceConfig(BudgetConfig):
     weights (`encoder`), `pixels` the normalised pixels. Features of more than `memory` bytes lie in a file.
     """
 
+    always_used: ClassVar[tuple[str, ...]] = ()  # options that a method uses besides, whatever the features are
+
     features: Kind = "network"
     network: TeacherConfig = TeacherConfig()
     layer: Annotated[str, Field(min_length=1)] = PENULTIMATE
@@ -62,7 +64,7 @@ class SpaceConfig(BudgetConfig):
         ignored = [
             name
             for name in _OPTIONS
-            if name not in _USED[self.features]
+            if name not in (*_USED[self.features], *self.always_used)
             and getattr(self, name) != fields[name].get_default(call_default_factory=True)
         ]
         if ignored:
