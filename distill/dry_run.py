@@ -15,7 +15,7 @@ import torch
 from distill.cache import default_folder
 from distill.contracts import Estimate, Labelling, Method, Passes, Source
 from distill.data import Plan, plan, with_target
-from distill.data.outline import outline
+from distill.data.outline import outline, target_outline
 from distill.labels.labelling import shares_labels
 from distill.models import describe
 from distill.models.cost import forward_cost
@@ -107,7 +107,7 @@ def _outline(recipe: Recipe, looked: Plan) -> Source | None:
     source = outline(recipe.data, looked, seed=recipe.seed)  # type: ignore[arg-type]
     if source is None or recipe.target is None:
         return source
-    target = outline(recipe.target, plan(recipe.target), seed=recipe.seed)  # type: ignore[arg-type]
+    target = target_outline(recipe.target, source, seed=recipe.seed)
     return None if target is None else with_target(source, target)
 
 

@@ -28,7 +28,7 @@ from distill.contracts import (
     StepKind,
 )
 from distill.costs import CostedLedger, Costs
-from distill.data import open_source, with_target
+from distill.data import open_source, open_target, with_target
 from distill.dry_run import dry_run as plan_text
 from distill.environment import code_revision, device_name, machine, versions
 from distill.errors import DamagedDataError, InputError
@@ -249,7 +249,7 @@ def _open(recipe: Recipe, progress: Progress) -> Source:
     source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
     if recipe.target is None:
         return source
-    target = open_source(recipe.target, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
+    target = open_target(recipe.target, source, seed=recipe.seed, progress=progress)
     return with_target(source, target)
 
 

@@ -29,7 +29,7 @@ from distill.errors import InputError, RecipeErrors
 from distill.machine_paths import MachinePath
 from distill.recipe_overrides import Draft, apply_overrides
 from distill.recipe_problems import Problem, Written, explain, key_path, refuse, unknown_key
-from distill.registry import DATA, MODELS, lookup, methods, nearest
+from distill.registry import DATA, MODELS, TARGETS, Entry, lookup, methods, nearest
 from distill.training.config import Precision, Strict, TrainConfig
 from distill.yaml_lines import KeyPath, Mark, dump, flow, parse, quoted, read_text
 
@@ -50,15 +50,23 @@ def _validated(config: type[Strict], value: Any) -> Strict:
 
 
 def _read_data(value: Any) -> Strict:
+    return _named_data(value, DATA)
+
+
+def _read_target(value: Any) -> Strict | None:
+    return None if value is None else _named_data(value, TARGETS)
+
+
+def _named_data(value: Any, known: dict[str, Entry]) -> Strict:
     if isinstance(value, Strict):
         return value
     named = "name the data, for example {name: digits}"
     if not isinstance(value, dict):
         refuse(InputError("not a mapping", found=flow(value), allowed="a mapping", fix=named), value)
     if "name" not in value:
-        refuse(InputError("has no name", allowed=f"name: {', '.join(DATA)}", fix=named), value)
+        refuse(InputError("has no name", allowed=f"name: {', '.join(known)}", fix=named), value)
     try:
-        source = lookup(str(value["name"]), DATA, what="data").load()
+        source = lookup(str(value["name"]), known, what="data").load()
     except InputError as error:
         refuse(error, value, "name")
     return _validated(source.Config, value)
@@ -129,6 +137,7 @@ def _not_a_step(value: Any, known: Iterable[str]) -> InputError:
 
 
 DataField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_data), WithJsonSchema({})]
+TargetField = Annotated[SerializeAsAny[Strict | None], PlainValidator(_read_target), WithJsonSchema({})]
 StudentField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_student), WithJsonSchema({})]
 StepField = Annotated[SerializeAsAny[Step], PlainValidator(_read_step), WithJsonSchema({})]
 Control = Literal["random", "random_soft", "full"]
@@ -203,7 +212,7 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     precision: Precision = "auto"
     data: DataField
-    target: DataField | None = None
+    target: TargetField = None
     train: TrainConfig = TrainConfig()
     steps: Annotated[tuple[StepField, ...], Field(min_length=1)]
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
@@ -415,25 +424,30 @@ def _leaves(value: Any, path: KeyPath = ()) -> dict[KeyPath, str]:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of recipes: every method, data name and model; imports them all."""
-    return _schema(data=DATA, steps=methods(), with_models=True)
+    return _schema(data=DATA, targets=TARGETS, steps=methods(), with_models=True)
 
 
 def _schema_of_named(raw: Any) -> dict[str, Any]:
     """The JSON schema of recipes, as far as this one's names need it: only those are imported."""
     recipe = raw if isinstance(raw, dict) else {}
     steps, evaluate = recipe.get("steps"), recipe.get("evaluate")
-    sections = (recipe.get("data"), recipe.get("target"))
-    used = {str(data.get("name")) for data in sections if isinstance(data, dict)}
     named = (
         {key for step in steps if isinstance(step, dict) for key in step}
         if isinstance(steps, list)
         else set()
     )
     return _schema(
-        data=[name for name in DATA if name in used],
+        data=_known(recipe.get("data"), DATA),
+        targets=_known(recipe.get("target"), TARGETS),
         steps=[name for name in methods() if name in named],
         with_models=isinstance(evaluate, dict) and "students" in evaluate,
     )
+
+
+def _known(section: Any, table: Mapping[str, Entry]) -> list[str]:
+    """The name in a section of data, where there is such a one."""
+    name = section.get("name") if isinstance(section, dict) else None
+    return [name] if isinstance(name, str) and name in table else []
 
 
 class _Lenient(GenerateJsonSchema):
@@ -443,12 +457,15 @@ class _Lenient(GenerateJsonSchema):
         return {}
 
 
-def _schema(*, data: Iterable[str], steps: Iterable[str], with_models: bool) -> dict[str, Any]:
+def _schema(
+    *, data: Iterable[str], targets: Iterable[str], steps: Iterable[str], with_models: bool
+) -> dict[str, Any]:
     known = methods()
     sources = [lookup(name, DATA, what="data").load().Config for name in data]
+    wanted = [lookup(name, TARGETS, what="data").load().Config for name in targets]
     configs = {name: lookup(name, known, what="method").load().Config for name in steps}
     models = _model_configs() if with_models else []
-    classes = dict.fromkeys([Recipe, EvaluateConfig, *sources, *configs.values(), *models])
+    classes = dict.fromkeys([Recipe, EvaluateConfig, *sources, *wanted, *configs.values(), *models])
     refs, document = models_json_schema([(each, "validation") for each in classes], schema_generator=_Lenient)
     ref = {config: refs[config, "validation"] for config in classes}
     definitions = document["$defs"]
@@ -457,7 +474,7 @@ def _schema(*, data: Iterable[str], steps: Iterable[str], with_models: bool) -> 
     )
     recipe["properties"]["data"] = _data_schema([ref[config] for config in sources])
     recipe["properties"]["target"] = {
-        "anyOf": [_data_schema([ref[config] for config in sources]), {"type": "null"}],
+        "anyOf": [_data_schema([ref[config] for config in wanted]), {"type": "null"}],
         "default": None,
     }
     recipe["properties"]["steps"]["items"] = _step_schema({name: ref[each] for name, each in configs.items()})

@@ -72,6 +72,9 @@ METHODS: dict[str, Entry] = {
             ("kcenter", "dataselect.kcenter:KCenter", "greedy k-center: covers the features"),
             ("herding", "dataselect.herding:Herding", "herding: keeps the mean of the features"),
             ("kmeans", "dataselect.kmeans:KMeans", "k-means: one sample of each cluster of features"),
+            ("score", "dataselect.scores:ScoreChoice", "the hardest, the easiest or the middle by a score"),
+            ("ccs", "dataselect.ccs:CoverageCentric", "strata of hardness, without the very hardest"),
+            ("d2", "dataselect.d2:MessagePassing", "hard and unlike each other, by messages between neighbours"),
         ],
     ),
     **_table(
@@ -116,6 +119,12 @@ DATA: dict[str, Entry] = _table(
         ("arrays", "distill.data.arrays:Arrays", "npz, npy pairs or HDF5 arrays"),
     ],
 )
+
+# What a recipe's target may be.
+TARGETS: dict[str, Entry] = {
+    **DATA,
+    **_table("data", [("valid", "distill.data.valid:ValidTarget", "the validation split of the data")]),
+}
 
 MODELS: dict[str, Entry] = _table(
     "model",

@@ -13,6 +13,7 @@ import torch
 from distill import pipeline
 from distill.contracts import Source
 from distill.data import with_target
+from distill.data.valid import ValidConfig, ValidTarget
 from distill.errors import InputError, RecipeErrors
 from distill.recipe import make_recipe
 from distill.selection import evaluated_on_target, labelled_target
@@ -121,3 +122,39 @@ def test_a_run_without_students_leaves_a_set_and_a_report(
     assert pipeline.evaluate(done.folder.set, ["evaluate.on=data"], device="cpu", quiet=True).results
     text = pipeline.dry_run(TINY, ["evaluate.on=nothing", "target=null"], out=tmp_path / "c", device="cpu")
     assert "no student is trained" in text
+
+
+# --- the validation split as a target
+
+
+def test_the_validation_split_may_be_the_target(make_source: Callable[..., Source]) -> None:
+    source = make_source(valid=5)
+    target = ValidTarget(ValidConfig(classes=["two", 0], cap=3)).of(source, seed=0)
+    assert target.classes == ("two", "zero")
+    assert torch.bincount(target.train.labels).tolist() == [3, 3]
+    known = {bytes(image.numpy()) for image in source.valid.images}
+    assert all(bytes(image.numpy()) in known for image in target.train.images)
+    wanted = source.test.images[source.test.labels != 1]
+    assert torch.equal(target.test.images, wanted)
+    assert not len(target.valid)
+    labelled = labelled_target(with_target(source, target))
+    assert sorted(labelled.labels.tolist()) == [0, 0, 0, 2, 2, 2]
+    whole = ValidTarget(ValidConfig()).of(source, seed=0)
+    assert torch.equal(whole.train.images, source.valid.images)
+
+
+def test_a_target_without_a_validation_split_is_refused(make_source: Callable[..., Source]) -> None:
+    with pytest.raises(InputError, match="the data have none"):
+        ValidTarget(ValidConfig()).of(make_source(valid=0), seed=0)
+    with pytest.raises(InputError, match="unknown class") as caught:
+        ValidTarget(ValidConfig(classes=["ten"])).of(make_source(), seed=0)
+    assert caught.value.where == "target.classes"
+
+
+def test_valid_is_a_target_and_no_source() -> None:
+    with pytest.raises(RecipeErrors, match=r"unknown data 'valid'"):
+        make_recipe({**TINY, "data": {"name": "valid"}})
+    made = make_recipe(TINY, ["target={name: valid, classes: [1, 3]}"])
+    assert made.target == ValidConfig(classes=[1, 3])
+    text = pipeline.dry_run(TINY, ["target={name: valid, classes: [1, 3]}"], device="cpu")
+    assert "target   valid: 2 classes; 6 train, 0 valid" in text

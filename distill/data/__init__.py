@@ -9,15 +9,25 @@ from dataclasses import replace
 
 from distill.contracts import Progress, Source
 from distill.data.base import Data, DataConfig, Plan
+from distill.data.valid import ValidConfig, ValidTarget
 from distill.errors import InputError
 from distill.registry import DATA, lookup
+from distill.training.config import Strict
 
-__all__ = ["Data", "DataConfig", "Plan", "config_class", "open_source", "plan", "with_target"]
+__all__ = ["Data", "DataConfig", "Plan", "config_class", "open_source", "open_target", "plan", "with_target"]
 
 
 def open_source(config: DataConfig, *, seed: int, progress: Progress) -> Source:
     """Read the data that a recipe's `data` names. Errors: see `Data.open`."""
     return _data(config).open(seed=seed, progress=progress)
+
+
+def open_target(config: Strict, source: Source, *, seed: int, progress: Progress) -> Source:
+    """The data that a recipe's `target` names, beside the source. Errors: see `Data.open`."""
+    if isinstance(config, ValidConfig):
+        return ValidTarget(config).of(source, seed=seed)
+    assert isinstance(config, DataConfig), "a name in distill.registry.TARGETS"
+    return open_source(config, seed=seed, progress=progress)
 
 
 def with_target(source: Source, target: Source) -> Source:

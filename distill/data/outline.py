@@ -16,9 +16,11 @@ from distill.data.base import Data, DataConfig, Plan
 from distill.data.build import Found, Reading, Rows, build_source
 from distill.data.decode import Decoded, PixelFormat
 from distill.data.folder import Folder
+from distill.data.valid import ValidConfig, ValidTarget
 from distill.errors import InputError
 from distill.progress import NullProgress
 from distill.registry import DATA, lookup
+from distill.training.config import Strict
 
 # Most sources read their pixels with their labels; what takes longer than a few seconds is no cheap look.
 MAX_READ_BYTES = 1_000_000_000
@@ -76,6 +78,31 @@ def outline(config: DataConfig, looked: Plan, *, seed: int) -> Source | None:
     return replace(source, train=train, valid=valid, held_out=test)
 
 
+def target_outline(config: Strict, source: Source, *, seed: int) -> Source | None:
+    """The target of a recipe in the same way.
+
+    Args:
+        config: the recipe's `target`.
+        source: the `outline` of its data.
+        seed: the recipe's.
+    """
+    if not isinstance(config, ValidConfig):
+        assert isinstance(config, DataConfig), "a name in distill.registry.TARGETS"
+        return outline(config, _plan(config), seed=seed)
+    _, height, width = source.image_shape
+    small = replace(source, valid=_shrunk(source.valid), held_out=_shrunk(source.test))
+    target = ValidTarget(config).of(small, seed=seed)
+    train, valid, test = (
+        _enlarged(split, height, width) for split in (target.train, target.valid, target.test)
+    )
+    return replace(target, train=train, valid=valid, held_out=test)
+
+
+def _plan(config: DataConfig) -> Plan:
+    data: type[Data] = lookup(config.name, DATA, what="data").load()
+    return data(config).plan()
+
+
 def _find(data: type[Data], config: DataConfig) -> Found | None:
     """What the data hold; None where a run would download them first."""
     if not getattr(config, "download", False):
@@ -101,3 +128,8 @@ def _blank(found: Found, channels: int) -> Found:
 def _enlarged(split: Split, height: int, width: int) -> Split:
     """The split with images (N, Ch, H, W), which take the memory of one pixel each."""
     return replace(split, images=split.images.expand(-1, -1, height, width))
+
+
+def _shrunk(split: Split) -> Split:
+    """The split with one pixel an image."""
+    return replace(split, images=split.images[:, :, :1, :1])

@@ -68,26 +68,33 @@ def take_out(rows: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
     return rows[: len(left)], out
 
 
-def class_numbers(wanted: Sequence[str | int] | None, names: Sequence[str]) -> tuple[int, ...]:
+def class_numbers(
+    wanted: Sequence[str | int] | None, names: Sequence[str], *, where: str = "data.classes"
+) -> tuple[int, ...]:
     """The numbers of the classes asked for, in that order; all of them for None.
+
+    Args:
+        wanted: names or numbers.
+        names: of all classes.
+        where: the option, for messages.
 
     Raises:
         InputError: an unknown or repeated class.
     """
     if wanted is None:
         return tuple(range(len(names)))
-    numbers = tuple(_class_number(entry, names) for entry in wanted)
+    numbers = tuple(_class_number(entry, names, where=where) for entry in wanted)
     for position, number in enumerate(numbers):
         if number in numbers[:position]:
             raise InputError(
                 "a class is listed twice",
-                where="data.classes",
+                where=where,
                 found=f"{wanted[position]!r}, which is class {number} ({names[number]})",
             )
     return numbers
 
 
-def _class_number(entry: str | int, names: Sequence[str]) -> int:
+def _class_number(entry: str | int, names: Sequence[str], *, where: str) -> int:
     if isinstance(entry, str) and entry in names:
         return list(names).index(entry)
     if isinstance(entry, int) and 0 <= entry < len(names):
@@ -95,7 +102,7 @@ def _class_number(entry: str | int, names: Sequence[str]) -> int:
     close = nearest(str(entry), names)
     raise InputError(
         "unknown class",
-        where="data.classes",
+        where=where,
         found=repr(entry),
         allowed=f"a number below {len(names)}, or a name: {_listed(names)}",
         fix=f"did you mean {close!r}?" if close else None,
