@@ -71,6 +71,8 @@ METHODS: dict[str, Entry] = {
             ("random", "dataselect.random_choice:RandomChoice", "uniform random subset, balanced by class"),
             ("kcenter", "dataselect.kcenter:KCenter", "greedy k-center: covers the features"),
             ("herding", "dataselect.herding:Herding", "herding: keeps the mean of the features"),
+            ("gradmatch", "dataselect.gradmatch:GradMatch", "GradMatch: weighted, adds up to all gradients"),
+            ("glister", "dataselect.glister:Glister", "GLISTER: lowers the validation loss in one step"),
             ("kmeans", "dataselect.kmeans:KMeans", "k-means: one sample of each cluster of features"),
             ("score", "dataselect.scores:ScoreChoice", "the hardest, the easiest or the middle by a score"),
             ("ccs", "dataselect.ccs:CoverageCentric", "strata of hardness, without the very hardest"),

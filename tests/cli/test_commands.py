@@ -122,6 +122,8 @@ def test_methods_and_schema(call: Call) -> None:
             ["random", "selector"],
             ["kcenter", "selector"],
             ["herding", "selector"],
+            ["gradmatch", "selector"],
+            ["glister", "selector"],
             ["kmeans", "selector"],
             ["soft_label", "distiller"],
             ["trajectory", "distiller"],

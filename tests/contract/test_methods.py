@@ -40,6 +40,7 @@ VOTING = {
     "recover": {"iterations": 2, "augment": "crop"},
 }
 NETWORK = {"model": {"name": "convnet", "width": 4}, "train": {"epochs": 1, "batch_size": 16}}
+GLISTER = {"ipc": 2, "network": NETWORK, "against": "train"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ CASES = [
     measured("kcenter", "gradients", random=True),
     measured("herding", "pixels", random=False),
     measured("herding", "network", random=True),
+    measured("gradmatch", "last_layer", random=True),
+    measured("gradmatch", "gradients", random=True),
+    Case("glister", GLISTER, images=2, random=True, behind=GLISTER),
     measured("kmeans", "pixels", random=True),
     measured("kmeans", "network", random=True),
     Case(
