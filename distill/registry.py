@@ -76,7 +76,7 @@ METHODS: dict[str, Entry] = {
             ("kmeans", "dataselect.kmeans:KMeans", "k-means: one sample of each cluster of features"),
             ("score", "dataselect.scores:ScoreChoice", "the hardest, the easiest or the middle by a score"),
             ("ccs", "dataselect.ccs:CoverageCentric", "strata of hardness, without the very hardest"),
-            ("d2", "dataselect.d2:MessagePassing", "hard and unlike each other, by messages between neighbours"),
+            ("d2", "dataselect.d2:MessagePassing", "hard and unlike each other, by messages on a graph"),
         ],
     ),
     **_table(

@@ -91,6 +91,16 @@ CASES = [
     Case("glister", GLISTER, images=2, random=True, behind=GLISTER),
     measured("kmeans", "pixels", random=True),
     measured("kmeans", "network", random=True),
+    *(
+        Case("score", options, images=2, random=True, behind=options)
+        for options in (
+            {"ipc": 2, "network": NETWORK},
+            {"ipc": 2, "network": NETWORK, "by": "forgetting"},
+            {"ipc": 2, "network": NETWORK, "by": "entropy", "keep": "middle"},
+        )
+    ),
+    Case("ccs", {"ipc": 2, "network": NETWORK}, images=2, random=True, behind={"ipc": 2, "network": NETWORK}),
+    measured("d2", "network", random=True),
     Case(
         "soft_label",
         {"ipc": 2, "teacher": NETWORK},
