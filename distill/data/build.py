@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -46,10 +47,18 @@ class Rows(ABC):
     Args:
         labels: int64 (N,).
         where: names the data in messages.
+        streamed: whether images can be read in ascending order only.
+        folder: what the files' paths are told relative to; None where the user named none.
     """
 
     labels: Tensor
     where: str
+    streamed: bool = False
+    folder: Path | None = None
+
+    @abstractmethod
+    def originals(self, rows: Tensor) -> Iterator[Item]:
+        """The images of these rows, int64 (n,), as they were found; ascending rows where images are streamed."""
 
     @abstractmethod
     def take(self, rows: Tensor, *, reading: Reading, title: str) -> Decoded:
@@ -61,12 +70,18 @@ class EncodedRows(Rows):
     """Rows whose images are files or members of archives.
 
     Args:
-        items: yields the images of the rows asked for, int64 (n,) ascending, in that order.
+        items: yields the images of the rows asked for, int64 (n,) ascending, in that order; where they are not
+            streamed, of any rows.
     """
 
     labels: Tensor
     where: str
     items: Callable[[Tensor], Iterator[Item]]
+    streamed: bool = False
+    folder: Path | None = None
+
+    def originals(self, rows: Tensor) -> Iterator[Item]:
+        return self.items(rows)
 
     def take(self, rows: Tensor, *, reading: Reading, title: str) -> Decoded:
         return decode_images(
@@ -91,12 +106,15 @@ class PixelRows(Rows):
     where: str
     images: Tensor
 
+    def originals(self, rows: Tensor) -> Iterator[Item]:
+        return (Item(f"{self.where}, row {row}", self.images[row].numpy()) for row in entries(rows))
+
     def take(self, rows: Tensor, *, reading: Reading, title: str) -> Decoded:
         if self._as_asked(reading.pixel_format):
             images = self.images if len(rows) == len(self.images) else self.images[rows]
             return Decoded(images, torch.arange(len(rows)))
         return decode_images(
-            (Item(f"{self.where}, row {row}", self.images[row].numpy()) for row in entries(rows)),
+            self.originals(rows),
             count=len(rows),
             pixel_format=reading.pixel_format,
             bad_images=0,
@@ -157,7 +175,7 @@ def build_source(
     progress: Progress,
 ) -> Source:
     """Read the rows that the options leave and cut the splits; see `base.DataConfig` and `base.Data.open`."""
-    names = _class_names(found)
+    names = class_names(found)
     numbers = class_numbers(wanted, names)
     table = renumbering(numbers, classes=len(names))
     classes = tuple(names[number] for number in numbers)
@@ -208,7 +226,13 @@ def _summary(source: Source) -> str:
     )
 
 
-def _class_names(found: Found) -> tuple[str, ...]:
+def class_names(found: Found) -> tuple[str, ...]:
+    """The names of the classes by number.
+
+    Raises:
+        InputError: there is no image.
+        DamagedDataError: labels out of range.
+    """
     if not len(found.train.labels):
         raise InputError("there is no training image", where=found.train.where)
     if found.classes is not None:

@@ -52,10 +52,12 @@ class Item:
     Args:
         name: file or member, as messages show it.
         payload: encoded bytes, a file, or uint8 pixels (Ch, H, W).
+        file: the image's own file name, without folders; empty for pixels.
     """
 
     name: str
     payload: bytes | Path | np.ndarray
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,21 @@ def decode_images(
     table = _Table(count=count, allowed=int(bad_images * count), title=title)
     with progress.task(title, total=count, unit="image") as task:
         for batch in _in_parallel(_batches(items), pixel_format, threads or _processors()):
-            for name, outcome in batch:
-                table.add(name, outcome)
+            for item, outcome in batch:
+                table.add(item.name, outcome)
             task.advance(len(batch))
     return table.finish(progress)
+
+
+def decode_each(
+    items: Iterable[Item], *, pixel_format: PixelFormat
+) -> Iterator[tuple[Item, np.ndarray | str]]:
+    """Each item with its pixels, uint8 (Ch, H, W), or the reason why it has none; in order, decoded in parallel.
+
+    The items are consumed as they are needed, as by `decode_images`.
+    """
+    for batch in _in_parallel(_batches(items), pixel_format, _processors()):
+        yield from batch
 
 
 def pixels_of(image: Image.Image, pixel_format: PixelFormat) -> np.ndarray:
@@ -139,7 +152,7 @@ def pixels_of(image: Image.Image, pixel_format: PixelFormat) -> np.ndarray:
 
 def image_shape(item: Item, pixel_format: PixelFormat) -> tuple[int, int, int] | None:
     """(Ch, H, W) of one item in the format, None where it cannot be decoded; for plans."""
-    _, outcome = _decode(item, pixel_format)
+    outcome = _decode(item, pixel_format)
     return None if isinstance(outcome, str) else (outcome.shape[0], outcome.shape[1], outcome.shape[2])
 
 
@@ -259,7 +272,7 @@ def _alive_bytes(payload: bytes | Path | np.ndarray) -> int:
     return payload.nbytes if isinstance(payload, np.ndarray) else 0
 
 
-_Outcomes = list[tuple[str, "np.ndarray | str"]]
+_Outcomes = list[tuple[Item, "np.ndarray | str"]]
 
 
 def _in_parallel(
@@ -278,22 +291,22 @@ def _in_parallel(
 
 
 def _decode_batch(batch: list[Item], pixel_format: PixelFormat) -> _Outcomes:
-    return [_decode(item, pixel_format) for item in batch]
+    return [(item, _decode(item, pixel_format)) for item in batch]
 
 
-def _decode(item: Item, pixel_format: PixelFormat) -> tuple[str, np.ndarray | str]:
+def _decode(item: Item, pixel_format: PixelFormat) -> np.ndarray | str:
     """The item's pixels, uint8 (Ch, H, W), or the reason why there are none."""
     try:
         if isinstance(item.payload, np.ndarray):
-            return item.name, _array_pixels(item.payload, pixel_format)
+            return _array_pixels(item.payload, pixel_format)
         with Image.open(BytesIO(_encoded(item.payload)), formats=FORMATS) as image:
-            return item.name, pixels_of(image, pixel_format)
+            return pixels_of(image, pixel_format)
     except MemoryError:
         raise MemoryExhaustedError(
             f"{item.name} does not fit in memory", fix="scale the image down, or remove it"
         ) from None
     except Exception as error:  # Pillow's readers raise nearly every type on damaged files
-        return item.name, _reason(error)
+        return _reason(error)
 
 
 def _reason(error: Exception) -> str:

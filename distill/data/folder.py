@@ -73,8 +73,8 @@ class Folder(Data):
                 _check_classes(tree, classes)
                 notes += _ignored(tree, split)
         return Found(
-            train=_rows(train, classes),
-            test=_rows(test, classes) if test is not None else self._share,
+            train=_rows(train, classes, self._root),
+            test=_rows(test, classes, self._root) if test is not None else self._share,
             classes=classes,
             notes=tuple(notes),
         )
@@ -93,8 +93,12 @@ class Folder(Data):
     def _share(self) -> float:
         return DEFAULT_TEST if self.config.test is None else self.config.test
 
+    @property
+    def _root(self) -> Path:
+        return existing(self.config.folder, option="folder", folder=True)
+
     def _trees(self) -> tuple[_Tree, _Tree | None, list[str]]:
-        root = existing(self.config.folder, option="folder", folder=True)
+        root = self._root
         if not (root / "train").is_dir():
             return _tree(root), None, []
         test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
@@ -189,14 +193,14 @@ def _labels(tree: _Tree, classes: tuple[str, ...]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(classes)), counts)
 
 
-def _rows(tree: _Tree, classes: tuple[str, ...]) -> EncodedRows:
-    """The tree's images; its classes are some of `classes` and sorted as they are, so rows follow labels."""
+def _rows(tree: _Tree, classes: tuple[str, ...], folder: Path) -> EncodedRows:
+    """The tree's images, told relative to the folder; its classes are some of `classes` and sorted as they are, so rows follow labels."""
 
     def items(rows: Tensor) -> Iterator[Item]:
         return (_item(tree.files[row]) for row in entries(rows))
 
-    return EncodedRows(_labels(tree, classes), str(tree.root), items)
+    return EncodedRows(_labels(tree, classes), str(tree.root), items, folder=folder)
 
 
 def _item(file: Path) -> Item:
-    return Item(str(file), file)
+    return Item(str(file), file, file.name)

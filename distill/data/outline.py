@@ -6,15 +6,17 @@ before they are decoded, so a run may have a few less.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distill.contracts import Source, Split
 from distill.data.base import Data, DataConfig, Plan
 from distill.data.build import Found, Reading, Rows, build_source
-from distill.data.decode import Decoded, PixelFormat
+from distill.data.decode import Decoded, Item, PixelFormat
 from distill.data.folder import Folder
 from distill.data.valid import ValidConfig, ValidTarget
 from distill.errors import InputError
@@ -33,6 +35,9 @@ class _Blank(Rows):
     labels: Tensor
     where: str
     channels: int
+
+    def originals(self, rows: Tensor) -> Iterator[Item]:
+        return (Item(self.where, np.zeros((self.channels, 1, 1), dtype=np.uint8)) for _ in range(len(rows)))
 
     def take(self, rows: Tensor, *, reading: Reading, title: str) -> Decoded:
         blank = torch.zeros((len(rows), self.channels, 1, 1), dtype=torch.uint8)

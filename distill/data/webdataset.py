@@ -62,8 +62,8 @@ class WebDataset(Data):
         test = self._test_shards()
         from_val = not isinstance(test, float) and self.config.test is None and test[0].name.startswith("val")
         return Found(
-            train=_rows(self._train_shards(), "training", progress),
-            test=test if isinstance(test, float) else _rows(test, "test", progress),
+            train=_rows(self._train_shards(), "training", progress, self._base),
+            test=test if isinstance(test, float) else _rows(test, "test", progress, self._base),
             classes=self._class_names(),
             notes=("the shards val* are the test split: there are none named test*",) if from_val else (),
         )
@@ -114,6 +114,10 @@ class WebDataset(Data):
             )
         return shards
 
+    @property
+    def _base(self) -> Path | None:
+        return None if self.config.folder is None else self._folder()
+
     def _folder(self) -> Path:
         if self.config.folder is None:
             raise InputError(
@@ -148,7 +152,7 @@ class WebDataset(Data):
         return tuple(line.strip() for line in lines if line.strip()) or None
 
 
-def _rows(shards: Sequence[Path], split: str, progress: Progress) -> EncodedRows:
+def _rows(shards: Sequence[Path], split: str, progress: Progress, folder: Path | None = None) -> EncodedRows:
     """Read the labels; the images follow when they are asked for."""
     labels = array("q")
     counts = []  # samples a shard
@@ -159,7 +163,9 @@ def _rows(shards: Sequence[Path], split: str, progress: Progress) -> EncodedRows
             counts.append(len(labels) - before)
             task.advance()
     where = str(shards[0]) if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more shards"
-    return EncodedRows(_tensor(labels), where, lambda rows: _items(shards, counts, rows))
+    return EncodedRows(
+        _tensor(labels), where, lambda rows: _items(shards, counts, rows), streamed=True, folder=folder
+    )
 
 
 def _items(shards: Sequence[Path], counts: Sequence[int], rows: Tensor) -> Iterator[Item]:
@@ -190,7 +196,8 @@ def _label_of(sample: Sample) -> int:
 
 
 def _item(sample: Sample, shard: Path) -> Item:
-    return Item(f"{shard}:{sample.image_name}", sample.image or b"")
+    member = sample.image_name or ""
+    return Item(f"{shard}:{member}", sample.image or b"", member.rpartition("/")[2])
 
 
 def _tensor(labels: array[int]) -> Tensor:
