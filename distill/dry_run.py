@@ -175,7 +175,9 @@ def _comparison(recipe: Recipe) -> str:
     if asked.on == "nothing":
         return "nothing: no student is trained"
     students = ", ".join(describe(student) for student in asked.students)
-    on = " on the target's test split" if asked.on == "target" else ""
+    on = {"target": " on the target's test split", "transfer": " by a linear probe on the target"}.get(
+        asked.on, ""
+    )
     return f"{students}; set against {', '.join(asked.against) or 'nothing'}{on}; {asked.seeds} seeds"
 
 

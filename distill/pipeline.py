@@ -21,6 +21,7 @@ from distill.contracts import (
     Context,
     DistilledSet,
     Method,
+    Preprocessing,
     Progress,
     Selection,
     SoftLabels,
@@ -33,6 +34,7 @@ from distill.dry_run import dry_run as plan_text
 from distill.environment import code_revision, device_name, machine, versions
 from distill.errors import DamagedDataError, InputError
 from distill.evaluation.controls import check_labels
+from distill.evaluation.probe import Probe
 from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import ArmResult, Evaluation, PairedDifference, SetBytes, from_report
@@ -229,8 +231,7 @@ def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> 
     check_files(steps)
     with shop.costs.stage("data"):
         source = _open(recipe, shop.progress)
-    if recipe.evaluate.on == "target":
-        evaluated_on_target(source)  # refused now, and not after the steps
+    _check_tested(recipe, source)
     check_steps(steps, source.without_test(), recipe.train)
     origin = _origin(source, shop)
     if state == "interrupted":
@@ -242,6 +243,14 @@ def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> 
     write_set(distilled, folder.set)
     shop.progress.note(f"wrote {folder.set}", images=len(distilled))
     return _evaluate(distilled, source, folder.set, shop, ledger=folder.ledger, out=folder)
+
+
+def _check_tested(recipe: Recipe, source: Source) -> None:
+    """Refuse a target that students cannot be tested on: now, and not after the steps."""
+    if recipe.evaluate.on == "target":
+        evaluated_on_target(source)
+    elif recipe.evaluate.on == "transfer":
+        Probe(source, Preprocessing(source.mean, source.std), torch.device("cpu"))
 
 
 def _open(recipe: Recipe, progress: Progress) -> Source:
@@ -387,7 +396,7 @@ def evaluate(
         made = read_provenance(distilled, where=str(path))
         loaded, plain = recipe_of_set(path, made, arguments, progress=progress)
         recipe = loaded.recipe
-        if recipe.evaluate.on != "target" and recipe.target is not None:
+        if recipe.evaluate.on not in ("target", "transfer") and recipe.target is not None:
             recipe = recipe.model_copy(update={"target": None})  # it is not read
         _refuse_nothing(recipe)
         refuse_absent_files(recipe, sections=("evaluate",))
@@ -408,7 +417,7 @@ def _refuse_nothing(recipe: Recipe) -> None:
             "the set's recipe trains no students",
             where="evaluate.on",
             found="nothing",
-            allowed="data, or target where the recipe names one",
+            allowed="data; target or transfer where the recipe names a target",
             fix="say whose test split to take: evaluate.on=data",
         )
 
@@ -461,7 +470,7 @@ def _evaluate(
     results: tuple[ArmResult, ...] = ()
     paired: tuple[PairedDifference, ...] = ()
     if shop.recipe.evaluate.on != "nothing":
-        tested = source if shop.recipe.evaluate.on == "data" else evaluated_on_target(source)
+        tested = evaluated_on_target(source) if shop.recipe.evaluate.on == "target" else source
         identity = summary["content_sha256"]
         results, paired = _compare(distilled, tested, shop, identity=identity, ledger=ledger, encoder=encoder)
     target = () if source.target is None else source.target.notes
@@ -491,6 +500,8 @@ def _compare(
 ) -> tuple[tuple[ArmResult, ...], tuple[PairedDifference, ...]]:
     """Train and test the students of every arm."""
     asked = shop.recipe.evaluate
+    probe = Probe(source, distilled.preprocessing, shop.device) if asked.on == "transfer" else None
+    measured = source.test.fingerprint if probe is None else probe.identity
     protocol = Protocol(
         students=asked.students,
         seeds=asked.seeds,
@@ -528,9 +539,8 @@ def _compare(
             engine=shop.engine,
             progress=shop.progress,
             # An accuracy belongs to a set and to the images that it was measured on.
-            ledger=CostedLedger(
-                ledger, identity=f"{identity} on {source.test.fingerprint}", costs=shop.costs
-            ),
+            ledger=CostedLedger(ledger, identity=f"{identity} on {measured}", costs=shop.costs),
+            probe=probe,
             views=views,
             labelled=None if teachers is None else teachers.label,
         )

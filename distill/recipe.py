@@ -142,7 +142,7 @@ StudentField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_student), 
 StepField = Annotated[SerializeAsAny[Step], PlainValidator(_read_step), WithJsonSchema({})]
 Control = Literal["random", "random_soft", "full"]
 Regime = Literal["hard", "soft", "teacher"]
-Tested = Literal["data", "target", "nothing"]
+Tested = Literal["data", "target", "transfer", "nothing"]
 
 
 def _default_students() -> tuple[Strict, ...]:
@@ -158,7 +158,8 @@ class EvaluateConfig(Strict):
         against: controls besides the set; none where the list is empty.
         regimes: labels that students of the set see; null is every one that applies.
         on: whose test split students are tested on: that of `data`, or of the `target`, which then has the same
-            classes; with `nothing` no student is trained.
+            classes; `transfer` freezes students, which learn the set, and tests a linear classifier on their features
+            that learns the target's train split; with `nothing` no student is trained.
         full_epochs: epochs on the full data; null gives it about as many optimiser steps as the other arms, at
             least one epoch.
     """

@@ -48,7 +48,7 @@ def check_places(steps: Sequence[Method], recipe: Recipe) -> None:
 def _check_target(steps: Sequence[Method], recipe: Recipe) -> None:
     """Refuse a target that is wanted and absent, or there and not wanted."""
     asking = [f"steps.{number}.{step.name}" for number, step in enumerate(steps) if step.uses_target]
-    if recipe.evaluate.on == "target":
+    if recipe.evaluate.on in ("target", "transfer"):
         asking.append("evaluate.on")
     if recipe.target is None and asking:
         raise InputError(

@@ -14,6 +14,7 @@ from typing import Any
 from distill.contracts import DistilledSet, Progress, Source
 from distill.errors import InputError
 from distill.evaluation.controls import Arm, build_arms
+from distill.evaluation.probe import Probe
 from distill.evaluation.results import ArmResult, PairedDifference
 from distill.files import disk_errors
 from distill.models import describe
@@ -96,6 +97,7 @@ def evaluate(
     ledger: Ledger,
     views: ViewLabels | None = None,
     labelled: Callable[[Pool], Pool] | None = None,
+    probe: Probe | None = None,
 ) -> tuple[tuple[ArmResult, ...], tuple[PairedDifference, ...]]:
     """Train and test every student of every arm.
 
@@ -105,6 +107,7 @@ def evaluate(
         ledger: what is known already.
         views: labels of the set's views, None where it has none.
         labelled: labels real images as the set is labelled; not None where `random_soft` is asked for.
+        probe: tests students by their features; None tests them on the source's test split.
 
     Returns:
         One result an arm, regime and student; and the paired differences, the set's own first.
@@ -120,7 +123,9 @@ def evaluate(
         views=views,
         labelled=labelled,
     )
-    test = Pool(source.test.images, source.test.labels, distilled.preprocessing)
+    test = None
+    if probe is None:
+        test = Pool(source.test.images, source.test.labels, distilled.preprocessing)
     students = tuple(dict.fromkeys(protocol.students))
     _refuse_one_name_for_two(students)
     jobs = {
@@ -137,8 +142,11 @@ def evaluate(
     names = list(waiting)
 
     def remember(number: int, trained: Trained) -> None:
-        assert trained.accuracy is not None
-        ledger.add(names[number], trained.accuracy)
+        name, accuracy = names[number], trained.accuracy
+        if probe is not None:
+            accuracy = probe.accuracy(waiting[name].model, trained.state)
+        assert accuracy is not None
+        ledger.add(name, accuracy)
 
     if waiting:
         engine.train(list(waiting.values()), title="students", on_done=remember)
@@ -163,7 +171,7 @@ def _job_name(arm: Arm, student: Strict, k: int) -> str:
     return f"{arm.name}/{arm.regime}/{describe(student)}/{k}"
 
 
-def _job(arm: Arm, student: Strict, k: int, test: Pool, classes: int, seed: int) -> Job:
+def _job(arm: Arm, student: Strict, k: int, test: Pool | None, classes: int, seed: int) -> Job:
     return Job(
         model=student,
         classes=classes,
@@ -173,6 +181,7 @@ def _job(arm: Arm, student: Strict, k: int, test: Pool, classes: int, seed: int)
         seed=derive_seed(seed, "student", k),
         indices=None if arm.indices is None else arm.indices[k],
         test=test,
+        keep_state=test is None,
         label=f"student {describe(student)} on {arm.name} ({arm.regime} labels), seed {k}",
     )
 
