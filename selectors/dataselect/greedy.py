@@ -1,0 +1,215 @@
+"""Greedy maximisation of a submodular function: lazily and exactly, or over random candidates.
+
+Greedy adds, each time, the candidate of the greatest gain f(S + j) - f(S); for a monotone f its value is at least
+(1 - 1/e) of the optimum (Nemhauser, Wolsey and Fisher 1978). Ties go to the lowest row.
+
+- `lazy`: gains only fall as S grows, so a gain known from before is an upper bound. Candidates are evaluated from the
+  greatest bound downwards until the best gain is no less than every bound left (Minoux 1978). They are evaluated in
+  batches, which grow while a pick takes many; what is evaluated in vain costs time and changes nothing.
+- `stochastic`: each time the best of ceil(N / k * ln(1 / epsilon)) candidates that are drawn by the seed, with
+  repetition; its value is in expectation at least (1 - 1/e - epsilon) of the optimum (Mirzasoleiman et al., "Lazier
+  Than Lazy Greedy", AAAI 2015, algorithm 1).
+
+With costs, sum_{j in S} c_j <= limit takes the place of the count: greedy by gain per cost and greedy by gain, each
+over what can still be afforded; the better of the two has at least (1 - 1/e) / 2 of the optimum (Leskovec et al.,
+"Cost-effective Outbreak Detection in Networks", KDD 2007, theorem 2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+_BATCH = 16  # candidates that are evaluated at once, to begin with
+_LARGEST_BATCH = 512
+
+
+class Objective(Protocol):
+    """A submodular function of sets of candidates, and the set so far."""
+
+    def bounds(self) -> Tensor:
+        """float64 (N,): no candidate's gain to the empty set, as `gains` finds it, is greater."""
+        ...
+
+    def gains(self, rows: Tensor) -> Tensor:
+        """float64 (b,): gains of candidates `rows`, int64 (b,), to the set so far."""
+        ...
+
+    def add(self, row: int) -> None:
+        """Put a candidate into the set."""
+        ...
+
+    def clear(self) -> None:
+        """Empty the set."""
+        ...
+
+
+class Picked(NamedTuple):
+    """What greedy picked.
+
+    Attributes:
+        rows: int64 (n,), in the order picked, those it began with first.
+        gains: float64 (n,), what each added to the function's value.
+    """
+
+    rows: Tensor
+    gains: Tensor
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What candidates cost.
+
+    Args:
+        each: float64 (N,), above 0.
+        limit: of the sum over the picks.
+    """
+
+    each: Tensor
+    limit: float
+
+
+def lazy_greedy(
+    objective: Objective, count: int, *, initial: Tensor | None = None, costs: Costs | None = None
+) -> Picked:
+    """Greedy, exactly.
+
+    Args:
+        objective: with the empty set.
+        count: picks in all, at most N; fewer where `costs` allow no more.
+        initial: int64 rows that are in the set from the beginning, at most `count`.
+        costs: where a limit of costs holds.
+    """
+    bounds = objective.bounds()
+    if costs is None:
+        return _lazy(objective, bounds, count, initial, None, None)
+    by_ratio = _lazy(objective, bounds.clone(), count, initial, costs, 1 / costs.each)
+    objective.clear()
+    by_gain = _lazy(objective, bounds, count, initial, costs, None)
+    return max(by_ratio, by_gain, key=lambda picked: float(picked.gains.sum()))
+
+
+def _lazy(
+    objective: Objective,
+    bounds: Tensor,
+    count: int,
+    initial: Tensor | None,
+    costs: Costs | None,
+    scale: Tensor | None,
+) -> Picked:
+    """One run of lazy greedy by gain times `scale`; `bounds` (N,) are used up."""
+    rows, gains = _begin(objective, initial)
+    bounds[rows] = -torch.inf
+    left = math.inf if costs is None else costs.limit - float(costs.each[rows].sum())
+    if scale is not None:
+        bounds.mul_(scale)
+    while len(rows) < count:
+        if costs is not None:
+            bounds[costs.each > left] = -torch.inf  # what is left only falls
+            if not bool((bounds > -torch.inf).any()):
+                break
+        row, gain = _best(objective, bounds, scale)
+        objective.add(row)
+        rows.append(row)
+        gains.append(gain if scale is None else gain / float(scale[row]))
+        bounds[row] = -torch.inf
+        if costs is not None:
+            left -= float(costs.each[row])
+    return _picked(rows, gains, bounds.device)
+
+
+def _best(objective: Objective, bounds: Tensor, scale: Tensor | None) -> tuple[int, float]:
+    """The row of the greatest gain (times `scale`), the lowest of several; what is evaluated tightens `bounds`."""
+    unknown = bounds.clone()  # bounds of candidates that were not evaluated yet
+    best, best_gain, batch = len(bounds), -math.inf, _BATCH
+    while True:
+        rows = _promising(unknown, best, best_gain, batch)
+        if not len(rows):
+            return best, best_gain
+        gains = objective.gains(rows)
+        if scale is not None:
+            gains = gains * scale[rows]
+        bounds[rows] = gains
+        unknown[rows] = -torch.inf
+        top = float(gains.max())
+        row = int(rows[gains == top].min())
+        if (top, -row) > (best_gain, -best):
+            best, best_gain = row, top
+        batch = min(2 * batch, _LARGEST_BATCH)
+
+
+def _promising(unknown: Tensor, best: int, best_gain: float, batch: int) -> Tensor:
+    """Candidates that may gain more than the best, or as much with a lower row; int64 (b,)."""
+    values, rows = unknown.topk(min(batch, len(unknown)))
+    greatest = float(values[0])
+    if greatest == -math.inf or greatest < best_gain:
+        return rows[:0]
+    if greatest == best_gain:
+        return (unknown[:best] == best_gain).nonzero()[:, 0]
+    if float(values[-1]) == greatest:  # of many alike the lowest rows: topk takes any
+        return (unknown == greatest).nonzero()[:batch, 0]
+    return rows[values > best_gain]
+
+
+def stochastic_greedy(
+    objective: Objective,
+    count: int,
+    *,
+    size: int,
+    epsilon: float,
+    generator: torch.Generator,
+    initial: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Picked:
+    """Greedy over random candidates.
+
+    Args:
+        objective: with the empty set.
+        count: picks in all, at most N.
+        size: N.
+        epsilon: in (0, 1); what the guarantee loses.
+        generator: of the CPU, which draws the candidates.
+        initial: as in `lazy_greedy`.
+        device: of the objective.
+    """
+    rows, gains = _begin(objective, initial)
+    left = torch.ones(size, dtype=torch.bool)
+    left[rows] = False
+    pool = left.nonzero()[:, 0]  # the candidates not yet picked are its first `there`
+    there = len(pool)
+    drawn = math.ceil(size / max(count - len(rows), 1) * math.log(1 / epsilon))
+    while len(rows) < count:
+        places = torch.randint(there, (drawn,), generator=generator)
+        tried = pool[places].unique()
+        found = objective.gains(tried.to(device)).cpu()
+        top = float(found.max())
+        row = int(tried[found == top].min())
+        objective.add(row)
+        rows.append(row)
+        gains.append(top)
+        there -= 1
+        place = places[pool[places] == row][0]
+        pool[place] = pool[there]
+    return _picked(rows, gains, device)
+
+
+def _begin(objective: Objective, initial: Tensor | None) -> tuple[list[int], list[float]]:
+    """The rows that are there from the beginning, and their gains, one after the other."""
+    rows: list[int] = [] if initial is None else initial.tolist()
+    gains = []
+    for number, row in enumerate(rows):
+        assert initial is not None
+        gains.append(float(objective.gains(initial[number : number + 1])))
+        objective.add(row)
+    return rows, gains
+
+
+def _picked(rows: list[int], gains: list[float], device: torch.device | str) -> Picked:
+    return Picked(
+        torch.tensor(rows, dtype=torch.int64, device=device),
+        torch.tensor(gains, dtype=torch.float64, device=device),
+    )
