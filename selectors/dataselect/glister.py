@@ -1,18 +1,19 @@
 """GLISTER: samples one step on which lowers the loss of the validation samples most.
 
-With L_V the mean cross-entropy of the validation samples and theta_S = theta - eta sum_{i in S} g_i, the greedy choice
-adds the sample whose own step lowers L_V most, to first order:
+With L_V the mean cross-entropy of the validation samples and theta_S = theta - (eta / k) sum_{i in S} g_i, one step on
+the picks of a budget of k, the greedy choice adds the sample that lowers L_V most, to first order:
 
-    argmax_i  eta <g_i, grad L_V(theta_S)>
+    argmax_i  (eta / k) <g_i, grad L_V(theta_S)>
 
-(Killamsetty et al., "GLISTER: Generalization based Data Subset Selection for Efficient and Robust Learning", AAAI
-2021, algorithm 2). theta is the last layer, whose gradients have a closed form (dataselect/gradients.py) and which is
-linear: the logits of the validation samples after the step are z_V - eta R_V (sum_S l_i (x) r_i)^T, exactly, and the
-gradient of their loss follows. It is refreshed whenever a share `refresh` of the budget has been picked, as the paper
-does; in the DeepCore release a misspelt keyword keeps it at the first one for ever, which makes the choice a ranking
-by one product.
+(Killamsetty et al., "GLISTER: Generalization based Data Subset Selection for Efficient and Robust Learning", AAAI 2021,
+algorithm 2). theta is the last layer, whose gradients have a closed form (dataselect/gradients.py) and which is linear:
+the logits of the validation samples after the step are  z_V - (eta / k) R_V (sum_S l_i (x) r_i)^T,  exactly, and the
+gradient of their loss follows. As in the paper it is taken anew whenever some have been picked (`refresh`); in the
+DeepCore release a misspelt keyword keeps it at the first one for ever, which makes the choice a ranking by one product.
 
-With classes, all compete with each other until a class has its share: the step is one for all, and no class goes first.
+What we do differently: the paper's step is eta times the sum over S, which grows with the budget until it leaves the
+range where the first order means anything; here it is that of a step on the mean loss of the picks. With classes, all
+compete with each other until a class has its share: the step is one for all, and no class goes first.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ class Glister(SpaceSelector):
     name = "glister"
 
     class Config(GradientConfig):
-        """Budget and network; whose loss is to fall (`against`), the step's length for each sample (`lr`), and the
-        share of the budget that is picked between two gradients of that loss (`refresh`; 1 never takes a second)."""
+        """Budget and network; whose loss is to fall (`against`), the learning rate of the step (`lr`), and the share of
+        the budget that is picked between two gradients of that loss (`refresh`; 1 never takes a second)."""
 
         features: Literal["last_layer"] = "last_layer"
         checkpoints: Annotated[int, Field(ge=1, le=1)] = 1
         against: Against = "valid"
-        lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+        lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
         refresh: Annotated[float, Field(gt=0, le=1)] = 0.05
 
     config: Config
@@ -139,13 +140,14 @@ def glister(
     left = torch.from_numpy(quotas).to(gradients.device)
     own = torch.from_numpy(groups).to(gradients.device)
     free = torch.ones_like(own, dtype=torch.bool)
+    rate = lr / int(quotas.sum())
     step = torch.zeros(gradients.shape, dtype=torch.float64, device=gradients.device)
     picks: list[Tensor] = []
     gains: list[Tensor] = []
     while left.any():
-        gain = lr * gradients.products(head.slope(step))
+        gain = rate * gradients.products(head.slope(step))
         rows = _best(gain, free, own, left, every)
-        step += lr * gradients.combined(rows, torch.ones_like(gain[rows]))
+        step += rate * gradients.combined(rows, torch.ones_like(gain[rows]))
         free[rows] = False
         left -= torch.bincount(own[rows], minlength=len(left))
         picks.append(rows)

@@ -25,7 +25,7 @@ from distill.errors import InputError
 from distill.selection import class_counts
 
 _BLOCK = 4096  # rows computed at once
-_LEVEL = 1e-9  # far above the rounding of float64, far below what tells gradients apart
+_LEVEL = 1e-7  # far above the rounding of float64, far below what tells gradients apart
 
 Against = Literal["train", "valid"]
 
@@ -165,10 +165,10 @@ def refuse_without_validation(source: Source, *, per_class: bool) -> None:
 
 
 def in_levels(values: Tensor, scale: float) -> Tensor:
-    """float64 values as whole multiples of 1e-9 of a scale: those of equal gradients are equal, however rounded.
+    """float64 values as whole multiples of 1e-7 of a scale: those of equal gradients are equal, however rounded.
 
     Args:
         values: of any shape.
-        scale: of the size of the largest; 0 where all are 0.
+        scale: about the largest; 0 where all are 0.
     """
     return (values / (_LEVEL * scale)).round() if scale else torch.zeros_like(values)

@@ -89,7 +89,7 @@ def matching_pursuit(gradients: GradientMatrix, target: Tensor, count: int, *, r
         support.note(error)
         if not error < last * (1 - _FALL):
             break
-    rows = _filled(support.rows, gradients, residual, lengths, count)
+    rows = _filled(support.rows, gradients.products(residual), length * float(lengths.max()), count)
     padding = (0, count - len(support))
     errors = np.pad(support.errors, padding, constant_values=error)
     return Match(rows, np.pad(support.weights, padding), np.sqrt(errors) / (length or 1.0))
@@ -244,14 +244,9 @@ def _first_greatest(values: Tensor, slack: float) -> int:
     return int((values >= values.max() - slack).nonzero()[0, 0])
 
 
-def _filled(
-    rows: list[int], gradients: GradientMatrix, residual: Tensor, lengths: Tensor, count: int
-) -> NDArray[np.int64]:
+def _filled(rows: list[int], correlations: Tensor, scale: float, count: int) -> NDArray[np.int64]:
     """`rows`, and others up to `count`: those with the largest correlations, the lowest first where they are equal."""
-    short = count - len(rows)
-    if short:
-        scale = float(torch.linalg.vector_norm(residual)) * float(lengths.max())
-        levels = in_levels(gradients.products(residual), scale)
-        levels[rows] = -torch.inf
-        rows = [*rows, *torch.argsort(levels, descending=True, stable=True)[:short].tolist()]
-    return np.array(rows, dtype=np.int64)
+    levels = in_levels(correlations, scale)
+    levels[rows] = -torch.inf
+    others = torch.argsort(levels, descending=True, stable=True)[: count - len(rows)]
+    return np.array([*rows, *others.tolist()], dtype=np.int64)
