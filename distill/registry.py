@@ -71,6 +71,16 @@ METHODS: dict[str, Entry] = {
             ("random", "dataselect.random_choice:RandomChoice", "uniform random subset, balanced by class"),
             ("kcenter", "dataselect.kcenter:KCenter", "greedy k-center: covers the features"),
             ("herding", "dataselect.herding:Herding", "herding: keeps the mean of the features"),
+            (
+                "facility_location",
+                "dataselect.submodular:FacilityLocationSelector",
+                "facility location: a similar pick for every sample",
+            ),
+            (
+                "graph_cut",
+                "dataselect.submodular:GraphCutSelector",
+                "graph cut: like all samples, unlike each other",
+            ),
             ("gradmatch", "dataselect.gradmatch:GradMatch", "GradMatch: weighted, adds up to all gradients"),
             ("glister", "dataselect.glister:Glister", "GLISTER: lowers the validation loss in one step"),
             ("kmeans", "dataselect.kmeans:KMeans", "k-means: one sample of each cluster of features"),

@@ -122,6 +122,8 @@ def test_methods_and_schema(call: Call) -> None:
             ["random", "selector"],
             ["kcenter", "selector"],
             ["herding", "selector"],
+            ["facility_location", "selector"],
+            ["graph_cut", "selector"],
             ["gradmatch", "selector"],
             ["glister", "selector"],
             ["kmeans", "selector"],
