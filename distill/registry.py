@@ -84,6 +84,8 @@ METHODS: dict[str, Entry] = {
             ("gradmatch", "dataselect.gradmatch:GradMatch", "GradMatch: weighted, adds up to all gradients"),
             ("glister", "dataselect.glister:Glister", "GLISTER: lowers the validation loss in one step"),
             ("kmeans", "dataselect.kmeans:KMeans", "k-means: one sample of each cluster of features"),
+            ("semdedup", "dataselect.semdedup:SemDeDup", "semantic de-duplication: drops near twins"),
+            ("simcore", "dataselect.simcore:SimCore", "SimCore: what is most like the target's centroids"),
             ("score", "dataselect.scores:ScoreChoice", "the hardest, the easiest or the middle by a score"),
             ("ccs", "dataselect.ccs:CoverageCentric", "strata of hardness, without the very hardest"),
             ("d2", "dataselect.d2:MessagePassing", "hard and unlike each other, by messages on a graph"),

@@ -3,9 +3,10 @@
 Minimise over k centroids c:  sum_x min_j ||f(x) - c_j||_2^2,  by the rounds of Lloyd ("Least squares quantization in
 PCM", IEEE Transactions on Information Theory, 1982): every row goes to its nearest centroid, every centroid to the mean
 of its rows. The first centroids are rows drawn by k-means++, each with a probability proportional to its squared
-distance to the nearest one drawn before (Arthur and Vassilvitskii, "k-means++", SODA 2007, section 2.2). Spherical
-k-means takes rows of length 1 and brings the centroids back to it, so that the nearest centroid is that of the largest
-cosine (Dhillon and Modha, "Concept decompositions for large sparse text data", Machine Learning, 2001).
+distance to the nearest one drawn before (Arthur and Vassilvitskii, "k-means++", SODA 2007, section 2.2), in its greedy
+form: of 2 + log k rows drawn the one that lowers the objective most is taken. Spherical k-means takes rows of length 1
+and brings the centroids back to it, so that the nearest centroid is that of the largest cosine (Dhillon and Modha,
+"Concept decompositions for large sparse text data", Machine Learning, 2001).
 
 Written here, and not left to scikit-learn's KMeans, because that runs on the host alone and adds each thread's share
 of the sums in an order of its own. Here rows and draws are summed as whole numbers in fixed point, of at least 40 bits
@@ -25,6 +26,13 @@ from torch import Tensor
 from distill.randomness import generator
 
 _BLOCK_NUMBERS = 1 << 22  # numbers held at once, 16 MiB as float32
+_SAMPLE, _SAMPLE_PER_CLUSTER = (
+    1 << 15,
+    16,
+)  # rows, the more of the two, among which the first centroids are sought
+_ROUNDING = (
+    1e-5  # of ||a||^2 + ||b||^2 - 2 <a, b> in float32, as a share of ||a||^2 + ||b||^2: twins are not apart
+)
 
 
 @dataclass(frozen=True)
@@ -122,36 +130,57 @@ def scale_to_length_one(features: Tensor) -> Tensor:
 
 
 def _first_rows(features: Tensor, count: int, *, seed: int) -> Tensor:
-    """Rows drawn by k-means++; where those left are all drawn ones' twins, the lowest: int64 (count,), distinct."""
+    """Rows drawn by greedy k-means++ from all, or from a sample of them: int64 (count,), distinct.
+
+    Where those left are all twins of drawn ones, the lowest.
+    """
     chance = generator(seed, "k-means++")
+    most = max(_SAMPLE, _SAMPLE_PER_CLUSTER * count)
+    if len(features) <= most:
+        return _spread_rows(features, count, chance)
+    sample = torch.randperm(len(features), generator=chance)[:most].sort().values.to(features.device)
+    return sample[_spread_rows(features[sample], count, chance)]
+
+
+def _spread_rows(features: Tensor, count: int, chance: torch.Generator) -> Tensor:
+    """`_first_rows` among all rows."""
+    tries = 2 + int(math.log(count))
+    squares = features.square().sum(dim=1)
     drawn = torch.empty(count, dtype=torch.int64, device=features.device)
-    free = torch.ones_like(features[:, 0], dtype=torch.bool)
-    nearest = torch.full_like(features[:, 0], torch.inf)  # squared distance to the nearest row drawn
-    place = torch.randint(len(features), (1,), generator=chance).to(features.device)
-    for turn in range(count):
-        drawn[turn] = place
-        free[place] = False
-        if turn + 1 < count:
-            torch.minimum(nearest, _squared_distances(features, features[place]), out=nearest)
-            place = _draw(nearest, chance) if nearest.max() > 0 else free.to(torch.uint8).argmax()[None]
+    free = torch.ones_like(squares, dtype=torch.bool)
+    drawn[0] = torch.randint(len(features), (1,), generator=chance)[0]
+    gaps = _squared_gaps(features, squares, drawn[:1])[0]  # to the nearest row drawn
+    for turn in range(1, count):
+        free[drawn[turn - 1]] = False
+        if (largest := float(gaps.max())) == 0:
+            drawn[turn] = free.to(torch.uint8).argmax()
+            continue
+        scale = _fixed_point(largest, len(gaps))
+        places = _draws(gaps, scale, tries, chance)
+        left = torch.minimum(gaps, _squared_gaps(features, squares, places))
+        best = (left.double() * scale).long().sum(dim=1).argmin()
+        drawn[turn], gaps = places[best], left[best]
     return drawn
 
 
-def _draw(weights: Tensor, chance: torch.Generator) -> Tensor:
-    """A place drawn with probability proportional to its weight: int64 (1,).
+def _draws(weights: Tensor, scale: float, count: int, chance: torch.Generator) -> Tensor:
+    """Places drawn with probabilities proportional to their weights: int64 (count,), some perhaps twice.
 
     Args:
         weights: float32 (N,), at least 0, one of them greater.
+        scale: what brings them to whole numbers.
         chance: a generator of the host, so that every device draws alike.
     """
-    ends = (weights.double() * _fixed_point(float(weights.max()), len(weights))).long().cumsum(0)
-    at = torch.randint(int(ends[-1]), (1,), generator=chance).to(weights.device)
+    ends = (weights.double() * scale).long().cumsum(0)
+    at = torch.randint(int(ends[-1]), (count,), generator=chance).to(weights.device)
     return torch.searchsorted(ends, at, right=True)
 
 
-def _squared_distances(features: Tensor, point: Tensor) -> Tensor:
-    """||f(x) - point||^2 of every row from the differences, which are exactly 0 for twins: float32 (N,)."""
-    return torch.cdist(features, point, compute_mode="donot_use_mm_for_euclid_dist")[:, 0].square_()
+def _squared_gaps(features: Tensor, squares: Tensor, places: Tensor) -> Tensor:
+    """||f(place) - f(x)||^2 of every place and row: float32 (places, N), 0 where that is less than its rounding."""
+    sums = squares[places][:, None] + squares
+    gaps = torch.addmm(sums, features[places], features.T, alpha=-2)
+    return gaps.masked_fill_(gaps < _ROUNDING * sums, 0.0)
 
 
 def _filled(features: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class SpaceConfig(BudgetConfig):
     def _an_encoder_is_named(self) -> Self:
         if self.features == "encoder" and self.encoder is None:
             raise ValueError("features: encoder needs the encoder: give encoder: {name: ..., weights: FILE}")
-        if self.trained_on == "target" and self.features != "network":
+        if self.trained_on == "target" and self.features in ("gradients", "last_layer"):
             raise ValueError(
                 "gradients are those of the source's classes: a network trained on the target gives features: network"
             )

@@ -127,6 +127,8 @@ def test_methods_and_schema(call: Call) -> None:
             ["gradmatch", "selector"],
             ["glister", "selector"],
             ["kmeans", "selector"],
+            ["semdedup", "selector"],
+            ["simcore", "selector"],
             ["score", "selector"],
             ["ccs", "selector"],
             ["d2", "selector"],

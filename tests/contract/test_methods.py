@@ -79,6 +79,14 @@ def measured(method: str, features: str, *, random: bool) -> Case:
     return Case(method, options, images=2, random=random, behind=options)
 
 
+def targeted(method: str, features: str, *, random: bool, **more: Any) -> Case:
+    """A selector with a target, which reads it in a feature space; classes have no say."""
+    options: dict[str, Any] = {"count": 6, "features": features, **more}
+    if features != "pixels":
+        options["network"] = NETWORK
+    return Case(method, options, images=2, random=random, behind=options, whole=True)
+
+
 CASES = [
     Case("random", {"ipc": 2}, images=2, random=True, behind={"fraction": 0.5}),
     measured("kcenter", "pixels", random=False),
@@ -95,6 +103,10 @@ CASES = [
     Case("glister", GLISTER, images=2, random=True, behind=GLISTER),
     measured("kmeans", "pixels", random=True),
     measured("kmeans", "network", random=True),
+    measured("semdedup", "pixels", random=False),
+    measured("semdedup", "network", random=True),
+    targeted("simcore", "pixels", random=True, centroids=3),
+    targeted("simcore", "network", random=True, centroids=3),
     *(
         Case("score", options, images=2, random=True, behind=options)
         for options in (
@@ -116,14 +128,6 @@ CASES = [
     Case("committee", {"ipc": 2, **VOTING}, images=2, random=True, behind={**VOTING, "init": "real"}),
     Case("nrr", {"ipc": 2, **VOTING}, images=2, random=True, behind={**VOTING, "init": "real"}),
 ]
-
-
-def targeted(method: str, features: str, *, random: bool, **more: Any) -> Case:
-    """A selector with a target, which reads it in a feature space; classes have no say."""
-    options: dict[str, Any] = {"count": 6, "features": features, **more}
-    if features != "pixels":
-        options["network"] = NETWORK
-    return Case(method, options, images=2, random=random, behind=options, whole=True)
 
 
 def cases(that: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
