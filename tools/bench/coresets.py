@@ -1,6 +1,6 @@
 """Every selector beside random images: one recipe, its selector exchanged, students trained on each choice.
 
-    python tools/bench/selectors.py RECIPE [--fractions 0.01,0.05,0.1] [--only NAME,...] [--out FOLDER] [KEY=VALUE ...]
+    python tools/bench/coresets.py RECIPE [--fractions 0.01,0.05,0.1] [--only NAME,...] [--out FOLDER] [KEY=VALUE ...]
 
 RECIPE is a path or the name of a shipped recipe whose only step is a selector; KEY=VALUE are overrides of it. For each
 share of the training images the step is exchanged for each row of `ROWS`, with the network that the recipe's
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--fractions", default="0.01,0.05,0.1")
     parser.add_argument("--only", help="methods, parted by commas")
-    parser.add_argument("--out", type=Path, default=Path("runs/selectors"))
+    parser.add_argument("--out", type=Path, default=Path("runs/coresets"))
     parser.add_argument("--device")
     args = parser.parse_intermixed_args()
     wanted = None if args.only is None else args.only.split(",")
@@ -99,7 +99,7 @@ def main() -> None:
                 measured += 1
                 above += pair.difference_mean > 0
     print(
-        json.dumps({"benchmark": "selectors", "ratio": round(above / max(measured, 1), 3), "rows": measured})
+        json.dumps({"benchmark": "coresets", "ratio": round(above / max(measured, 1), 3), "rows": measured})
     )
 
 
