@@ -191,6 +191,67 @@ def inspect(path: Path, as_json: bool, verify: bool) -> None:
     click.echo(describe(summary))
 
 
+@main.command(cls=Guarded, interrupted=lambda _: "nothing was written")
+@click.argument("path", metavar="SET.H5", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[data.KEY=VALUE]...")
+@click.option(
+    "--to",
+    type=click.Choice(["folder", "webdataset", "indices"]),
+    required=True,
+    help="OUT/CLASS/IMAGE, tar shards in OUT, or OUT as a file of JSON lines.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="What to write; nothing is there yet."
+)
+@click.option(
+    "--originals/--pixels",
+    default=None,
+    help="The files that were selected, or the images as the set holds them, as PNG; "
+    "default: originals of a selection. With --to indices: insist on paths of originals, or leave them out.",
+)
+@click.option(
+    "--link",
+    type=click.Choice(["hard", "symbolic"]),
+    help="Link to the original files instead of copying them.",
+)
+@click.option(
+    "--shard-bytes", metavar="SIZE", help="The most that a shard takes, such as 500MB; default: 1GB."
+)
+@click.option("--quiet", "-q", is_flag=True, help="Warnings and errors only.")
+@debug_option
+def export(
+    path: Path,
+    overrides: tuple[str, ...],
+    to: str,
+    out: Path,
+    originals: bool | None,
+    link: str | None,
+    shard_bytes: str | None,
+    quiet: bool,
+) -> None:
+    """Write SET.H5 as files that other programs read.
+
+    Of a selection, the original files are written, at full resolution: they are found in the data of the set's
+    recipe and compared with the set first. Where the data lie is read from recipe.yaml beside the set, where that is
+    the set's own, or given as `data.folder=...`.
+
+    \b
+    folder      OUT/CLASS/IMAGE, and OUT/indices.jsonl with indices, weights, scores and paths
+    webdataset  OUT/train-*.tar with the same in a .json beside each image, and OUT/classes.txt
+    indices     OUT alone, a JSON object a line, in the order of the set
+
+    `distill run` reads the first two with data.name=folder and data.name=webdataset.
+    """
+    from distill.byte_sizes import parse_bytes
+    from distill.export import Wish
+    from distill.export import export as write
+
+    size = None if shard_bytes is None else parse_bytes(shard_bytes)
+    wish = Wish(to=to, out=out, originals=originals, link=link, shard_bytes=size)  # type: ignore[arg-type]
+    write(path, overrides, wish=wish, quiet=quiet)
+    click.echo(str(out))
+
+
 main.add_command(cache)
 
 

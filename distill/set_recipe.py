@@ -83,7 +83,7 @@ def _deeper(value: Any, limit: int) -> bool:
 
 
 def recipe_of_set(
-    path: Path, made: Made, overrides: Sequence[str], *, progress: Progress
+    path: Path, made: Made, overrides: Sequence[str], *, progress: Progress, without: Sequence[str] = ()
 ) -> tuple[LoadedRecipe, LoadedRecipe]:
     """The recipe of a set with the caller's overrides, and the same without those of `train`.
 
@@ -95,6 +95,7 @@ def recipe_of_set(
         made: what the set says.
         overrides: `key=value` arguments.
         progress: is told of files and paths that are not used.
+        without: sections that the caller does not read; what the set says there may be incomplete.
 
     Raises:
         InputError: the set does not name its recipe, or a mistake in it or in the overrides.
@@ -108,7 +109,8 @@ def recipe_of_set(
         if _is_own(beside, made.recipe):
             return load_recipe(str(beside), overrides), load_recipe(str(beside), elsewhere)
         progress.note(f"{beside} is not the set's own recipe, and is not used")
-    told = _unfollowed(made.recipe, overrides, path, progress)
+    read = {key: value for key, value in made.recipe.items() if key not in without}
+    told = _unfollowed(read, overrides, path, progress)
     return read_recipe(told, overrides, source=str(path)), read_recipe(told, elsewhere, source=str(path))
 
 

@@ -48,6 +48,7 @@ ORDER = [
     "distillers",
     "dataselect",
     "store",
+    "export",
     "evaluation",
     "costs",
     "environment",

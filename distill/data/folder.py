@@ -64,6 +64,7 @@ class Folder(Data):
 
     name = "folder"
     Config = FolderConfig
+    files = True
 
     def find(self, progress: Progress) -> Found:
         train, test, notes = self._trees()
@@ -194,7 +195,10 @@ def _labels(tree: _Tree, classes: tuple[str, ...]) -> Tensor:
 
 
 def _rows(tree: _Tree, classes: tuple[str, ...], folder: Path) -> EncodedRows:
-    """The tree's images, told relative to the folder; its classes are some of `classes` and sorted as they are, so rows follow labels."""
+    """The tree's images, told relative to the folder.
+
+    Its classes are some of `classes` and sorted as they are, so rows follow labels.
+    """
 
     def items(rows: Tensor) -> Iterator[Item]:
         return (_item(tree.files[row]) for row in entries(rows))

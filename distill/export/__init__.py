@@ -1,0 +1,199 @@
+"""`distill export`: a set as files that other programs read. The originals where it is a selection, else its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Literal
+
+from distill.contracts import DistilledSet, Progress
+from distill.data.base import Data, DataConfig
+from distill.data.rows import empty_classes
+from distill.errors import InputError
+from distill.export.folder import Link, write_folder
+from distill.export.indices import write_indices
+from distill.export.originals import Originals, originals_in
+from distill.export.pictures import Picture, pixels
+from distill.export.shards import DEFAULT_SHARD_BYTES, write_shards
+from distill.export.staging import refuse_occupied, staged_folder
+from distill.files import disk_errors, write_atomically
+from distill.progress import open_progress
+from distill.registry import DATA, lookup
+from distill.set_recipe import read_provenance, recipe_of_set
+from distill.store.reader import read_set
+
+Form = Literal["folder", "webdataset", "indices"]
+# What a set says of its run besides the data; a mistake or a missing path there is none of ours.
+_UNREAD = ("target", "evaluate")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be exported, and how.
+
+    Args:
+        to: the form.
+        out: the folder, or the file of indices.
+        originals: the originals, or the set's own images (for indices: the originals' paths, or none); None is the
+            originals where the set is a selection.
+        link: make links to the originals in place of copies; for folders.
+        shard_bytes: the most that a shard takes; None is 1 GB.
+    """
+
+    to: Form
+    out: Path
+    originals: bool | None = None
+    link: Link | None = None
+    shard_bytes: int | None = None
+
+
+def export(path: Path, overrides: Sequence[str] = (), *, wish: Wish, quiet: bool = False) -> int:
+    """Write a set as files, whole or not at all.
+
+    Args:
+        path: the set.
+        overrides: `data.key=value` changes to the set's recipe, such as where the data lie.
+        wish: what is to be written, and where.
+        quiet: tell warnings only.
+
+    Returns:
+        How many images.
+
+    Raises:
+        InputError: options that do not go together, a place that is taken, data that are not there or changed, a full
+            disk.
+        DamagedDataError: the set or the data are damaged.
+    """
+    _check(wish, overrides)
+    refuse_occupied(wish.out)
+    distilled = read_set(path)
+    _check_set(distilled, path, wish, overrides)
+    with open_progress(None, quiet=quiet) as progress:
+        originals = _originals(distilled, path, wish, overrides, progress)
+        _tell_empty(distilled, progress)
+        with disk_errors(wish.out):
+            wish.out.parent.mkdir(parents=True, exist_ok=True)
+        _write(distilled, originals, wish, progress)
+        what = "lines" if wish.to == "indices" else "images of the set" if originals is None else "originals"
+        progress.note(f"exported {len(distilled)} {what} to {wish.out}")
+    return len(distilled)
+
+
+def _check(wish: Wish, overrides: Sequence[str]) -> None:
+    """Refuse options that would be ignored."""
+    if wish.link is not None and (wish.to != "folder" or wish.originals is False):
+        raise InputError(
+            "links are made to originals in a folder", where="--link", fix="use --to folder without --pixels"
+        )
+    if wish.shard_bytes is not None and wish.to != "webdataset":
+        raise InputError("there are no shards", where="--shard-bytes", allowed="--to webdataset")
+    if wish.shard_bytes is not None and wish.shard_bytes < 1:
+        raise InputError("no shard can be so small", where="--shard-bytes", allowed="1 byte or more")
+    if overrides and wish.originals is False:
+        raise InputError("the data are not read", where=overrides[0], fix="leave --pixels out")
+    other = [argument for argument in overrides if argument.partition("=")[0].split(".")[0] != "data"]
+    if other:
+        raise InputError(
+            "an export reads only the data of the recipe", where=other[0], allowed="data.KEY=VALUE"
+        )
+
+
+def _check_set(distilled: DistilledSet, path: Path, wish: Wish, overrides: Sequence[str]) -> None:
+    """Refuse what the set does not hold, and options that would be ignored for it."""
+    if distilled.selection is None:
+        _refuse_made(path, wish, overrides)
+        return
+    if distilled.selection.rows is not None or wish.originals is False:
+        return
+    if wish.to != "indices" or wish.originals or overrides:
+        raise InputError(
+            "the set does not tell where in the data its images were found",
+            where=str(path),
+            allowed="a set with selection/rows",
+            fix="make it again with this version of distill, or write what the set holds with --pixels",
+        )
+
+
+def _refuse_made(path: Path, wish: Wish, overrides: Sequence[str]) -> None:
+    """Refuse to look for originals of images that a distiller made."""
+    asked = [
+        *(["--to indices"] if wish.to == "indices" else []),
+        *(["--originals"] if wish.originals else []),
+        *(["--link"] if wish.link else []),
+        *overrides,
+    ]
+    if asked:
+        raise InputError(
+            "the set is no selection: its images were made, and have no originals",
+            where=str(path),
+            found=asked[0],
+            fix="write its images with --to folder or --to webdataset",
+        )
+
+
+def _originals(
+    distilled: DistilledSet, path: Path, wish: Wish, overrides: Sequence[str], progress: Progress
+) -> Originals | None:
+    """Where the originals are; None where they are not asked for, or not needed and not there."""
+    selection = distilled.selection
+    if wish.originals is False or selection is None or selection.rows is None:
+        return None
+    needed = wish.to != "indices" or bool(wish.originals or overrides)
+    try:
+        data = _data(distilled, path, overrides, progress)
+        if wish.to == "indices" and not data.files:
+            if needed:
+                raise InputError(
+                    "the data are no files whose paths could be told", where=f"data.name={data.name}"
+                )
+            return None
+        found = data.find(progress)
+    except InputError as error:
+        if needed:
+            raise
+        progress.warn(f"the data are not here, and the paths of the originals left out: {error}")
+        return None
+    return originals_in(found, distilled, data.config.pixel_format)
+
+
+def _data(distilled: DistilledSet, path: Path, overrides: Sequence[str], progress: Progress) -> Data:
+    """The data of the set's recipe."""
+    made = read_provenance(distilled, where=str(path))
+    loaded, _ = recipe_of_set(path, made, overrides, progress=progress, without=_UNREAD)
+    config = loaded.recipe.data
+    assert isinstance(config, DataConfig), "a name in distill.registry.DATA"
+    cls: type[Data] = lookup(config.name, DATA, what="data").load()
+    return cls(config)
+
+
+def _tell_empty(distilled: DistilledSet, progress: Progress) -> None:
+    empty = empty_classes(distilled.labels, distilled.classes)
+    if empty:
+        names = ", ".join(map(repr, empty[:10]))
+        progress.note(f"{len(empty)} of {len(distilled.classes)} classes have no image in the set: {names}")
+
+
+def _write(distilled: DistilledSet, originals: Originals | None, wish: Wish, progress: Progress) -> None:
+    if wish.to == "indices":
+        paths: Iterable[str | None] = repeat(None, len(distilled))
+        if originals is not None:
+            pictures = originals.pictures(spool=wish.out.parent, payloads=False)
+            paths = (picture.path for picture in _counted(pictures, wish, progress, total=len(distilled)))
+        write_atomically(wish.out, lambda partial: write_indices(distilled, paths, partial))
+        return
+    with staged_folder(wish.out) as root:
+        pictures = pixels(distilled, progress) if originals is None else originals.pictures(spool=root)
+        counted = _counted(pictures, wish, progress, total=len(distilled))
+        if wish.to == "folder":
+            write_folder(distilled, counted, root, link=wish.link)
+        else:
+            write_shards(distilled, counted, root, shard_bytes=wish.shard_bytes or DEFAULT_SHARD_BYTES)
+
+
+def _counted(pictures: Iterable[Picture], wish: Wish, progress: Progress, *, total: int) -> Iterator[Picture]:
+    with progress.task(f"export to {wish.to}", total=total, unit="image") as task:
+        for picture in pictures:
+            yield picture
+            task.advance()

@@ -1,0 +1,168 @@
+"""The originals of a set's images: found again in the data by their rows, and compared with the set.
+
+Files are listed and labels read, nothing is decoded to find an image. Then each original is decoded as the run did it:
+its class and every pixel must be the set's, or the data are not those that the set was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.contracts import DistilledSet
+from distill.data.build import Found, Rows, class_names
+from distill.data.decode import Item, PixelFormat, decode_each
+from distill.data.rows import entries
+from distill.errors import InputError
+from distill.export.pictures import Picture, png
+from distill.export.spool import Spool
+
+_FIX = "name the data that the set was made from, such as data.folder=..., or write the set's own images with --pixels"
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Where the originals of a set are.
+
+    Args:
+        distilled: the set; its selection has rows.
+        rows: the training images of the data, as found.
+        pixel_format: how the run decoded them.
+    """
+
+    distilled: DistilledSet
+    rows: Rows
+    pixel_format: PixelFormat
+
+    def pictures(self, *, spool: Path, payloads: bool = True) -> Iterator[Picture]:
+        """Each original, once compared, in the order of the set.
+
+        Args:
+            spool: a folder for what comes out of a stream in another order.
+            payloads: whether their bytes are asked for, besides names and paths.
+
+        Raises:
+            InputError: an original is not the set's image.
+        """
+        count = len(self.distilled)
+        if not self.rows.streamed:
+            for number, item in self._compared(torch.arange(count)):
+                yield self._picture(number, item)
+            return
+        ascending = torch.from_numpy(np.argsort(_numbers(self.distilled), kind="stable"))
+        with Spool(spool, count) as kept:
+            for number, item in self._compared(ascending):
+                kept.put(number, _record(self._picture(number, item), payload=payloads))
+            for number in range(count):
+                yield _from_record(number, kept.get(number))
+
+    def _compared(self, order: Tensor) -> Iterator[tuple[int, Item]]:
+        """The images at these positions of the set, int64 (N,), with their originals."""
+        rows = torch.from_numpy(_numbers(self.distilled))[order]
+        numbers = entries(order)
+        for item, outcome in decode_each(self.rows.originals(rows), pixel_format=self.pixel_format):
+            number = next(numbers)
+            self._compare(number, item, outcome)
+            yield number, item
+        if next(numbers, None) is not None:
+            raise _changed(self.rows.where, found="fewer images than before", allowed="all of the set's")
+
+    def _compare(self, number: int, item: Item, outcome: np.ndarray | str) -> None:
+        if isinstance(outcome, str):
+            raise _changed(item.name, found=outcome, allowed="an image that can be decoded")
+        own = self.distilled.images[number].numpy()
+        if outcome.shape != own.shape:
+            raise _changed(item.name, found=f"{outcome.shape} (Ch, H, W)", allowed=str(own.shape))
+        if not np.array_equal(outcome, own):
+            apart = np.abs(outcome.astype(np.int16) - own)
+            raise _changed(
+                item.name,
+                found=f"{np.count_nonzero(apart)} of {own.size} values differ, by up to {apart.max()} of 255",
+                allowed=f"the pixels of image {number} of the set",
+            )
+
+    def _picture(self, number: int, item: Item) -> Picture:
+        if isinstance(item.payload, np.ndarray):
+            return Picture(number, png(item.payload), ".png")
+        return Picture(
+            number,
+            item.payload,
+            PurePosixPath(item.file).suffix,
+            item.file,
+            _path(item.name, self.rows.folder),
+        )
+
+
+def originals_in(found: Found, distilled: DistilledSet, pixel_format: PixelFormat) -> Originals:
+    """The set's originals among the data that were found; their labels are compared with the set's.
+
+    Args:
+        found: the data.
+        distilled: its selection has rows.
+        pixel_format: of the set's recipe.
+
+    Raises:
+        InputError: the data are not those of the set.
+        DamagedDataError: labels out of range.
+    """
+    if distilled.images.dtype != torch.uint8:
+        raise InputError(
+            "the images of the set were computed, and have no originals to compare them with",
+            found="float16 pixels",
+            allowed="uint8 pixels",
+            fix="write the set's own images with --pixels",
+        )
+    names = class_names(found)
+    rows = _numbers(distilled)
+    if rows.max() >= len(found.train.labels):
+        raise _changed(
+            found.train.where, found=f"{len(found.train.labels)} images", allowed=f"more than {rows.max()}"
+        )
+    theirs = found.train.labels[torch.from_numpy(rows)]
+    for number, (there, here) in enumerate(zip(entries(theirs), entries(distilled.labels), strict=True)):
+        if names[there] != distilled.classes[here]:
+            raise _changed(
+                f"{found.train.where}, row {rows[number]}",
+                found=f"class {names[there]!r}",
+                allowed=f"class {distilled.classes[here]!r}, as image {number} of the set",
+            )
+    return Originals(distilled, found.train, pixel_format)
+
+
+def _numbers(distilled: DistilledSet) -> np.ndarray:
+    """int64 (N,): the rows of the set's images."""
+    assert distilled.selection is not None and distilled.selection.rows is not None, "refused before"
+    return distilled.selection.rows
+
+
+def _changed(where: str, *, found: str, allowed: str) -> InputError:
+    return InputError(
+        "this is not the original of an image of the set: the data changed, or a step changed the images",
+        where=where,
+        found=found,
+        allowed=allowed,
+        fix=_FIX,
+    )
+
+
+def _path(name: str, folder: Path | None) -> str:
+    below = name if folder is None else name.removeprefix(f"{folder}{os.sep}")
+    return below.replace(os.sep, "/")
+
+
+def _record(picture: Picture, *, payload: bool) -> bytes:
+    facts = json.dumps([picture.suffix, picture.file, picture.path]).encode()
+    return facts + b"\n" + (picture.encoded() if payload else b"")
+
+
+def _from_record(number: int, record: bytes) -> Picture:
+    facts, _, payload = record.partition(b"\n")
+    suffix, file, path = json.loads(facts)
+    return Picture(number, payload, suffix, file, path)
