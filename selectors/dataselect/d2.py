@@ -62,17 +62,12 @@ class MessagePassing(SpaceSelector):
         self.config.check_cut(source)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
-        config = self.config
-        scores = config.estimate_hardness(
-            Selector.estimate(self, train=train, classes=classes, before=before), train=train
-        )
-        space = config.estimate_space(replace(scores, trainings=()), train=train)
-        shared = config.trained_on == "source"
-        return replace(
-            scores,
-            trainings=scores.trainings if shared else (*scores.trainings, *space.trainings),
-            features=scores.features + space.features,
-        )
+        plain = Selector.estimate(self, train=train, classes=classes, before=before)
+        scores = self.config.estimate_hardness(plain, train=train)
+        space = self.config.estimate_space(plain, train=train)
+        # A network trained on the source is the first of those that score.
+        own = space.trainings if self.config.trained_on == "target" else ()
+        return replace(scores, trainings=(*scores.trainings, *own), features=scores.features + space.features)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         config = self.config
