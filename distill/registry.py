@@ -81,6 +81,7 @@ METHODS: dict[str, Entry] = {
                 "dataselect.submodular:GraphCutSelector",
                 "graph cut: like all samples, unlike each other",
             ),
+            ("craig", "dataselect.craig:Craig", "CRAIG: covers the gradients, weighted by cluster sizes"),
             ("gradmatch", "dataselect.gradmatch:GradMatch", "GradMatch: weighted, adds up to all gradients"),
             ("glister", "dataselect.glister:Glister", "GLISTER: lowers the validation loss in one step"),
             ("kmeans", "dataselect.kmeans:KMeans", "k-means: one sample of each cluster of features"),

@@ -2,7 +2,7 @@
 
     min over S of size k and w >= 0 of  || sum_{i in S} w_i g_i - sum_i g_i ||^2 + lambda ||w||^2
 
-(Killamsetty et al., "GRAD-MATCH: Gradient Matching based Data Subset Selection", ICML 2021, eq. 4 and algorithm 2).
+(Killamsetty et al., "GRAD-MATCH: Gradient Matching based Data Subset Selection", ICML 2021, algorithm 2).
 The sum over i goes over the samples of a class, or of all classes with `per_class: false`; with `against: valid` it is
 the gradient of the validation samples (of that class) times the number of samples over the number of those, so that in
 either case a weight says how many samples a pick stands for. lambda is `ridge` times the mean of ||g_i||^2: it means

@@ -124,6 +124,7 @@ def test_methods_and_schema(call: Call) -> None:
             ["herding", "selector"],
             ["facility_location", "selector"],
             ["graph_cut", "selector"],
+            ["craig", "selector"],
             ["gradmatch", "selector"],
             ["glister", "selector"],
             ["kmeans", "selector"],

@@ -98,6 +98,8 @@ CASES = [
     measured("facility_location", "gradients", random=True),
     measured("graph_cut", "pixels", random=False),
     measured("graph_cut", "network", random=True),
+    measured("craig", "last_layer", random=True),
+    measured("craig", "gradients", random=True),
     measured("gradmatch", "last_layer", random=True),
     measured("gradmatch", "gradients", random=True),
     Case("glister", GLISTER, images=2, random=True, behind=GLISTER),
