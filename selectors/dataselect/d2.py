@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dataselect.features import SpaceConfig, SpaceSelector
 from dataselect.hardness import By, Hardness, MislabelConfig, seeded, trusted
-from dataselect.neighbours import nearest_neighbours
+from dataselect.knn import nearest_neighbours
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind
 from distill.selection import Picks, Selector, select
 from distill.training.config import NonNegative
@@ -147,7 +147,7 @@ def reverse(
         Places int64 (count,) in the order picked, and u float64 (count,) as they were picked.
     """
     now, shares = messages.copy(), np.exp(-gamma * graph.squares)
-    heap = [(-value, tie, place) for place, (value, tie) in enumerate(zip(now, ties, strict=True))]
+    heap = list(zip((-now).tolist(), ties.tolist(), range(len(now)), strict=True))
     heapq.heapify(heap)
     places = np.empty(count, dtype=np.int64)
     scores = np.empty(count)
@@ -156,7 +156,7 @@ def reverse(
         negative, tie, place = heapq.heappop(heap)
         value = now[place]
         if value < -negative:  # it fell since
-            heapq.heappush(heap, (-value, tie, place))
+            heapq.heappush(heap, (-float(value), tie, place))
             continue
         places[done], scores[done] = place, value
         done += 1
