@@ -172,7 +172,9 @@ def _draws(weights: Tensor, scale: float, count: int, chance: torch.Generator) -
         chance: a generator of the host, so that every device draws alike.
     """
     ends = (weights.double() * scale).long().cumsum(0)
-    at = torch.randint(int(ends[-1]), (count,), generator=chance).to(weights.device)
+    # A share of the total: whole numbers drawn below 2^62 would come from the 64 random bits unevenly.
+    shares = torch.rand(count, dtype=torch.float64, generator=chance).to(weights.device)
+    at = (shares * ends[-1]).long().clamp_(max=ends[-1] - 1)
     return torch.searchsorted(ends, at, right=True)
 
 
