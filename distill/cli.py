@@ -191,6 +191,18 @@ def inspect(path: Path, as_json: bool, verify: bool) -> None:
     click.echo(describe(summary))
 
 
+def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from distill.byte_sizes import parse_bytes
+    from distill.errors import InputError
+
+    try:
+        return parse_bytes(value)
+    except InputError as error:
+        raise click.BadParameter(f"{value!r}; allowed: {error.allowed}") from error
+
+
 @main.command(cls=Guarded, interrupted=lambda _: "nothing was written")
 @click.argument("path", metavar="SET.H5", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[data.KEY=VALUE]...")
@@ -215,7 +227,10 @@ def inspect(path: Path, as_json: bool, verify: bool) -> None:
     help="Link to the original files instead of copying them.",
 )
 @click.option(
-    "--shard-bytes", metavar="SIZE", help="The most that a shard takes, such as 500MB; default: 1GB."
+    "--shard-bytes",
+    metavar="SIZE",
+    callback=_bytes,
+    help="The most that a shard takes, such as 500MB; default: 1GB.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Warnings and errors only.")
 @debug_option
@@ -226,7 +241,7 @@ def export(
     out: Path,
     originals: bool | None,
     link: str | None,
-    shard_bytes: str | None,
+    shard_bytes: int | None,
     quiet: bool,
 ) -> None:
     """Write SET.H5 as files that other programs read.
@@ -242,12 +257,10 @@ def export(
 
     `distill run` reads the first two with data.name=folder and data.name=webdataset.
     """
-    from distill.byte_sizes import parse_bytes
     from distill.export import Wish
     from distill.export import export as write
 
-    size = None if shard_bytes is None else parse_bytes(shard_bytes)
-    wish = Wish(to=to, out=out, originals=originals, link=link, shard_bytes=size)  # type: ignore[arg-type]
+    wish = Wish(to=to, out=out, originals=originals, link=link, shard_bytes=shard_bytes)  # type: ignore[arg-type]
     write(path, overrides, wish=wish, quiet=quiet)
     click.echo(str(out))
 

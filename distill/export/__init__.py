@@ -8,7 +8,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
-from distill.contracts import DistilledSet, Progress
+from distill.contracts import DistilledSet, Progress, Task
 from distill.data.base import Data, DataConfig
 from distill.data.rows import empty_classes
 from distill.errors import InputError
@@ -176,24 +176,24 @@ def _tell_empty(distilled: DistilledSet, progress: Progress) -> None:
 
 
 def _write(distilled: DistilledSet, originals: Originals | None, wish: Wish, progress: Progress) -> None:
-    if wish.to == "indices":
-        paths: Iterable[str | None] = repeat(None, len(distilled))
-        if originals is not None:
-            pictures = originals.pictures(spool=wish.out.parent, payloads=False)
-            paths = (picture.path for picture in _counted(pictures, wish, progress, total=len(distilled)))
-        write_atomically(wish.out, lambda partial: write_indices(distilled, paths, partial))
-        return
-    with staged_folder(wish.out) as root:
-        pictures = pixels(distilled, progress) if originals is None else originals.pictures(spool=root)
-        counted = _counted(pictures, wish, progress, total=len(distilled))
-        if wish.to == "folder":
-            write_folder(distilled, counted, root, link=wish.link)
-        else:
-            write_shards(distilled, counted, root, shard_bytes=wish.shard_bytes or DEFAULT_SHARD_BYTES)
+    with progress.task(f"export to {wish.to}", total=len(distilled), unit="image") as task:
+        if wish.to == "indices":
+            paths: Iterable[str | None] = repeat(None, len(distilled))
+            if originals is not None:
+                pictures = originals.pictures(spool=wish.out.parent, payloads=False)
+                paths = (picture.path for picture in _counted(pictures, task))
+            write_atomically(wish.out, lambda partial: write_indices(distilled, paths, partial))
+            return
+        with staged_folder(wish.out) as root:
+            pictures = pixels(distilled, progress) if originals is None else originals.pictures(spool=root)
+            if wish.to == "folder":
+                write_folder(distilled, _counted(pictures, task), root, link=wish.link)
+            else:
+                size = wish.shard_bytes or DEFAULT_SHARD_BYTES
+                write_shards(distilled, _counted(pictures, task), root, shard_bytes=size)
 
 
-def _counted(pictures: Iterable[Picture], wish: Wish, progress: Progress, *, total: int) -> Iterator[Picture]:
-    with progress.task(f"export to {wish.to}", total=total, unit="image") as task:
-        for picture in pictures:
-            yield picture
-            task.advance()
+def _counted(pictures: Iterable[Picture], task: Task) -> Iterator[Picture]:
+    for picture in pictures:
+        yield picture
+        task.advance()

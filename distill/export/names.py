@@ -85,8 +85,8 @@ def class_folders(classes: Sequence[str], *, reserved: Sequence[str] = ()) -> tu
 class FileNames:
     """Names for the images of one folder after another: their own, or their number where they have none.
 
-    An image is called `~NUMBER` where its own name is taken in its folder, by case or Unicode form alone too, or is
-    too long. Who comes first keeps the name. No own name begins with `~`: it is escaped.
+    An image is called `~NUMBER` where its own name is taken in its folder, by case or Unicode form alone too, is too
+    long, or nothing but a suffix. Who comes first keeps the name. No own name begins with `~`: it is escaped.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class FileNames:
             folder: where the image goes.
             file: its own name, empty where it has none.
             number: its position in the set.
-            suffix: such as `.png`.
+            suffix: of a kind of image that is known, such as `.png`.
         """
         if not file:
             return f"{number:08d}{suffix}"
@@ -107,7 +107,7 @@ class FileNames:
         if own.startswith("~"):
             own = f"{_escaped('~')}{own[1:]}"
         digest = hashlib.blake2b(f"{folder}/{_key(own)}".encode(), digest_size=8).digest()
-        if digest in self._taken or len(own.encode()) > MAX_NAME_BYTES:
-            return f"~{number:08d}{portable(suffix.lower())}"
+        if digest in self._taken or len(own.encode()) > MAX_NAME_BYTES or not own.endswith(suffix):
+            return f"~{number:08d}{suffix.lower()}"
         self._taken.add(digest)
         return own

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -91,13 +91,8 @@ class Originals:
     def _picture(self, number: int, item: Item) -> Picture:
         if isinstance(item.payload, np.ndarray):
             return Picture(number, png(item.payload), ".png")
-        return Picture(
-            number,
-            item.payload,
-            PurePosixPath(item.file).suffix,
-            item.file,
-            _path(item.name, self.rows.folder),
-        )
+        suffix = "".join(item.file.rpartition(".")[1:])
+        return Picture(number, item.payload, suffix, item.file, _path(item.name, self.rows.folder))
 
 
 def originals_in(found: Found, distilled: DistilledSet, pixel_format: PixelFormat) -> Originals:

@@ -15,6 +15,8 @@ from distill.files import PARTIAL, disk_errors, sync
 
 def refuse_occupied(out: Path) -> None:
     """Raise InputError where something other than an empty folder or file is in the way."""
+    if out.name in ("", ".."):
+        raise InputError("this names a folder that is there already", where="--out", found=str(out))
     with disk_errors(out):
         if not out.is_symlink() and not out.exists():
             return
