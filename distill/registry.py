@@ -87,6 +87,7 @@ METHODS: dict[str, Entry] = {
             ("kmeans", "dataselect.kmeans:KMeans", "k-means: one sample of each cluster of features"),
             ("semdedup", "dataselect.semdedup:SemDeDup", "semantic de-duplication: drops near twins"),
             ("simcore", "dataselect.simcore:SimCore", "SimCore: what is most like the target's centroids"),
+            ("tarot", "dataselect.tarot:Tarot", "TAROT: short optimal transport to the target, whitened"),
             ("score", "dataselect.scores:ScoreChoice", "the hardest, the easiest or the middle by a score"),
             ("ccs", "dataselect.ccs:CoverageCentric", "strata of hardness, without the very hardest"),
             ("d2", "dataselect.d2:MessagePassing", "hard and unlike each other, by messages on a graph"),

@@ -130,6 +130,7 @@ def test_methods_and_schema(call: Call) -> None:
             ["kmeans", "selector"],
             ["semdedup", "selector"],
             ["simcore", "selector"],
+            ["tarot", "selector"],
             ["score", "selector"],
             ["ccs", "selector"],
             ["d2", "selector"],

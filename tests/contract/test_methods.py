@@ -109,6 +109,8 @@ CASES = [
     measured("semdedup", "network", random=True),
     targeted("simcore", "pixels", random=True, centroids=3),
     targeted("simcore", "network", random=True, centroids=3),
+    targeted("tarot", "pixels", random=False),
+    targeted("tarot", "gradients", random=True),
     *(
         Case("score", options, images=2, random=True, behind=options)
         for options in (

@@ -1,0 +1,132 @@
+"""Entropic optimal transport on the device: annealed, over-relaxed Sinkhorn scaling in the log domain, by blocks.
+
+    P_ij = a_i b_j exp((f_i + g_j - c_ij) / eps),   f and g such that P 1 = a and P^T 1 = b
+
+(Cuturi, "Sinkhorn Distances", NeurIPS 2013). eps falls by halves to `EPS` times the mean distance, each level starting
+from the potentials of the one before (Schmitzer, "Stabilized Sparse Scaling Algorithms for Entropy Regularized
+Transport Problems", SIAM J. Sci. Comput. 2019: scalings of a plan that is computed anew when they grow too large). At
+the last level, steps are lengthened by `RELAXATION` (Thibault et al., "Overrelaxed Sinkhorn-Knopp Algorithm for
+Regularized Optimal Transport", Algorithms 2021), measured 10 times fewer; if that diverges, they are not.
+
+The value is that of the transport without entropy: potentials are made feasible by f_i = min_j c_ij - g_j, then
+g_j = min_i c_ij - f_i, whose value sum a f + sum b g is never above the exact one, and measured at most 0.03% below.
+geomloss as the TAROT release calls it makes one step a level at 10 levels, and stops wherever that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dataselect.distances import Distances, Transport, feasible
+
+EPS = 1e-3  # of the last level, in units of the mean distance
+TOLERANCE = 1e-3  # of the marginals, sum_i |sum_j P_ij - a_i|
+RELAXATION = 1.8
+_ITERATIONS = 5000  # of the last level
+_LEVEL_TOLERANCE, _LEVEL_ITERATIONS = 5e-2, 100  # of the levels before
+_FROM_KNOWN = 8  # times the last eps, where potentials are known
+_ABSORBED = 10.0  # logarithm of a scaling above which the plan is computed anew
+
+
+def sinkhorn(
+    distances: Distances, a: Tensor, b: Tensor, *, start: Tensor | None = None, iterations: int = _ITERATIONS
+) -> Transport:
+    """Transport masses a to b.
+
+    Args:
+        distances: (n, m).
+        a: (n,), above 0, sum 1.
+        b: (m,), alike.
+        start: potentials g (m,) of a problem that is nearly the same.
+        iterations: of the last level at most.
+
+    Returns:
+        A feasible pair of potentials, its value, and by how much the marginals of the plan are missed.
+    """
+    a, b = a.float(), b.float()
+    scale = float(sum((a[rows] @ block @ b for rows, block in distances.blocks()), torch.zeros(())))
+    last = max(EPS * scale, 1e-9)  # points that are all the same are no distance apart
+    eps = max(last, 2.0 if start is None else _FROM_KNOWN * last)
+    g = torch.zeros_like(b) if start is None else start.to(b)
+    while eps > last:
+        _, g, _ = _balanced(
+            distances, a, b, g, eps, relaxation=1, tolerance=_LEVEL_TOLERANCE, iterations=_LEVEL_ITERATIONS
+        )
+        eps = max(eps / 2, last)
+    found = _balanced(
+        distances, a, b, g, eps, relaxation=RELAXATION, tolerance=TOLERANCE, iterations=iterations
+    )
+    if not found[2] < 1:
+        found = _balanced(distances, a, b, g, eps, relaxation=1, tolerance=TOLERANCE, iterations=iterations)
+    f, g = feasible(distances, found[1])
+    value = float(a.double() @ f.double() + b.double() @ g.double())
+    return Transport(value, f.double(), g.double(), error=found[2])
+
+
+def _balanced(
+    distances: Distances,
+    a: Tensor,
+    b: Tensor,
+    g: Tensor,
+    eps: float,
+    *,
+    relaxation: float,
+    tolerance: float,
+    iterations: int,
+) -> tuple[Tensor, Tensor, float]:
+    """f (n,), g (m,) whose plan has marginals a and b, and by how much a is missed; NaN where it diverged."""
+    plan = _Plan(distances, a, b, _log_mean_exp(distances, b, g, eps), g, eps)
+    u, v = (
+        torch.zeros_like(a),
+        torch.zeros_like(b),
+    )  # logarithms of the scalings of the plan's rows and columns
+    error = float("inf")
+    for turn in range(iterations):
+        rows, columns = torch.empty_like(a), torch.zeros_like(b)
+        scale = v.exp()
+        before = u
+        u = torch.empty_like(a)
+        for place, block in plan.blocks():
+            rows[place] = block @ scale
+            u[place] = torch.lerp(before[place], (a[place] / rows[place]).log(), relaxation)
+            columns += u[place].exp() @ block
+        v = torch.lerp(v, (b / columns).log(), relaxation)
+        error = float((before.exp() * rows - a).abs().sum())
+        largest = float(torch.maximum(u.abs().max(), v.abs().max()))
+        if not largest < 80:  # beyond float32
+            return plan.f, plan.g, float("nan")
+        if turn and error < tolerance:  # at first the rows have their masses, whatever the columns have
+            break
+        if largest > _ABSORBED or not plan.kept:
+            plan = _Plan(distances, a, b, plan.f + eps * u, plan.g + eps * v, eps)
+            u, v = torch.zeros_like(a), torch.zeros_like(b)
+    return plan.f + eps * u, plan.g + eps * v, error
+
+
+class _Plan:
+    """exp((f_i + g_j - c_ij) / eps) a_i b_j by blocks of rows; in memory where the distances are."""
+
+    def __init__(self, distances: Distances, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> None:
+        self.distances = distances
+        self.a, self.b, self.f, self.g, self.eps = a, b, f, g, eps
+        self.kept = distances.kept is not None
+        self._all = list(self._computed()) if self.kept else []
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        return iter(self._all) if self.kept else self._computed()
+
+    def _computed(self) -> Iterator[tuple[slice, Tensor]]:
+        for rows, block in self.distances.blocks():
+            exponents = (self.f[rows, None] - block).add_(self.g).div_(self.eps)
+            yield rows, exponents.exp_().mul_(self.a[rows, None]).mul_(self.b)
+
+
+def _log_mean_exp(distances: Distances, b: Tensor, g: Tensor, eps: float) -> Tensor:
+    """f_i = -eps log sum_j b_j exp((g_j - c_ij) / eps): the potentials that give the rows their masses."""
+    f = torch.empty(distances.shape[0], device=g.device)
+    for rows, block in distances.blocks():
+        f[rows] = -eps * torch.logsumexp((g - block).div_(eps).add_(b.log()), dim=1)
+    return f

@@ -1,0 +1,208 @@
+"""TAROT: pick the samples whose optimal transport to the target is short.
+
+    min_{S in candidates} OT(uniform(S), uniform(target)),  with the ground cost ||w - w'||_2 of whitened features
+
+(Feng et al., "TAROT: Targeted Data Selection via Optimal Transport", ICML 2025, arXiv 2412.00420; whitened feature
+distance: dataselect/whitening.py; size: dataselect/ratio_estimate.py). For a given size, layer i holds the distinct
+i-th nearest candidates of all samples of the target. Layers 0, 1, ... are taken whole as long as they fit; of the one
+that does not, those of smallest potential f of the transport of everything taken and that layer to the target: the
+derivative of its cost by the mass of a sample is +f. The released code takes the largest, the samples that cost most.
+
+Features are gradients of the loss, of several checkpoints the mean of each scaled to length 1; the release computes
+that mean, and then uses the checkpoint that its folder lists last.
+
+Weights, where asked for, are the masses of the picks when they are free and the target's are not, and no sample of the
+target may give more than 1 / k of its mass to one pick, k layers being taken: each gives 1 / k to its k nearest picks,
+which is the cheapest plan. Every pick has some. The paper turns potentials into repeat counts, by a rule without a
+derivation and, in the release, of the wrong sign.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dataselect.distances import Distances
+from dataselect.features import TargetedConfig, TargetedSelector
+from dataselect.ratio_estimate import Ratio, estimate_ratio
+from dataselect.space import Kind
+from dataselect.target_neighbours import layers, times_near
+from dataselect.transport import Solver
+from dataselect.whitening import EpsUnit, whiten
+from distill.contracts import Context, DistilledSet, Selection, Source, StepKind
+from distill.errors import InputError
+from distill.selection import Picks, select
+from distill.training.config import NonNegative
+
+_FIRST_DEPTH = 4  # neighbours looked at first, where the budget needs no more
+
+
+class Tarot(TargetedSelector):
+    """TAROT: short optimal transport to the target, in whitened gradients."""
+
+    name = "tarot"
+
+    class Config(TargetedConfig):
+        """Budget, or `size: estimate`, and features.
+
+        `size: estimate` finds how many samples resemble the target, by `folds` of it; a budget is the most then. Sizes
+        that cannot be better by a share of `tolerance` are not looked at. `eps` is added to the variances of features
+        before they are whitened, in units of their mean variance, or absolute. `weights: true` weighs picks by how much
+        of the target is near them. Transports of up to `exact_entries` distances are exact, and entropic above, within
+        about 0.03%. Distances are kept where they take at most `memory` bytes, and else computed as often as needed.
+        """
+
+        features: Kind = "gradients"
+        size: Literal["budget", "estimate"] = "budget"
+        folds: Annotated[int, Field(ge=2)] = 10
+        tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+        eps: NonNegative = 1e-4
+        eps_unit: EpsUnit = "variance"
+        weights: bool = False
+        exact_entries: Annotated[int, Field(ge=0)] = 10_000_000
+
+        @property
+        def finds_size(self) -> bool:
+            return self.size == "estimate"
+
+        @model_validator(mode="after")
+        def _folds_are_used(self) -> Self:
+            fields = type(self).model_fields
+            ignored = [name for name in ("folds", "tolerance") if getattr(self, name) != fields[name].default]
+            if ignored and not self.finds_size:
+                raise ValueError(f"{' and '.join(ignored)} would be ignored: size: estimate uses them")
+            return self
+
+    config: Config
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        assert source.target is not None, "refused before the first step"
+        there, needed = len(source.target.train), self.config.folds if self.config.finds_size else 1
+        if there < needed:
+            raise InputError(
+                f"the target has {there} training images, fewer than the {needed} that are needed",
+                where="target",
+                allowed=f"at least {needed} images, one a fold"
+                if self.config.finds_size
+                else "at least 1 image",
+                fix="give the target more images, or lower folds" if there else "give the target images",
+            )
+
+    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
+        config = self.config
+        solver = Solver(config.exact_entries, ctx.progress.warn)
+        meta: dict[str, Any] = {"score": "cosine with the nearest sample of the target, of whitened features"}
+
+        def pick(samples: np.ndarray, count: int, _: int) -> Picks:
+            space = self.space(ctx, source)
+            candidates, target = space.raw(samples), space.target()
+            whiten(candidates, target, eps=config.eps, unit=config.eps_unit, memory=config.memory)
+            ratio = self._ratio(ctx, candidates, target, solver) if config.finds_size else None
+            if ratio is not None:
+                meta.update(_told(ratio, len(samples)))
+            if ratio is not None and len(picked := _in_layers(ratio.layer, ratio.depth)) <= count:
+                taken = Taken(picked, ratio.depth)
+            else:
+                taken = take_layers(candidates, target, count, solver=solver, memory=config.memory)
+            picks, scores, weights, cost = _finished(candidates, target, taken, config, solver)
+            meta["transport_distance"] = cost
+            ctx.progress.note(
+                f"tarot: {len(picks)} of {len(samples)} images, transport distance {cost:.4f}", **meta
+            )
+            return Picks(samples[picks], scores, weights)
+
+        return select(source, previous, config, pick, meta=meta)
+
+    def _ratio(self, ctx: Context, candidates: Tensor, target: Tensor, solver: Solver) -> Ratio:
+        config = self.config
+        with ctx.progress.task("estimate size", unit="fold") as task:
+            return estimate_ratio(
+                candidates,
+                target,
+                folds=config.folds,
+                tolerance=config.tolerance,
+                seed=ctx.derive(self.name),
+                solver=solver,
+                memory=config.memory,
+                advance=task.advance,
+            )
+
+
+class Taken(NamedTuple):
+    """Which candidates are taken.
+
+    Attributes:
+        rows: int64 (n,): layer by layer, each by row number; the last by potential where it is taken in part.
+        depth: how many layers they come from.
+    """
+
+    rows: Tensor
+    depth: int
+
+
+def take_layers(candidates: Tensor, target: Tensor, count: int, *, solver: Solver, memory: int) -> Taken:
+    """Take `count` candidates, the nearest of every target first.
+
+    Args:
+        candidates: float32 (N, D), length 1.
+        target: float32 (M, D), length 1.
+        count: at most N.
+        solver, memory: for the transport that fills the last layer.
+    """
+    depth = min(len(candidates), max(_FIRST_DEPTH, -(-count // len(target))))
+    while True:
+        layer = layers(candidates, target, depth)
+        ends = torch.bincount(layer, minlength=depth + 1)[:depth].cumsum(dim=0)  # samples of layers 0..i
+        if int(ends[-1]) >= count:
+            break
+        depth = min(2 * depth, len(candidates))
+    last = int(torch.searchsorted(ends, count))  # the layer that completes the budget
+    whole = _in_layers(layer, last if int(ends[last]) > count else last + 1)
+    if len(whole) == count:
+        return Taken(whole, last + 1)
+    overflowing = (layer == last).nonzero()[:, 0]
+    pool = torch.cat([whole, overflowing])
+    distances = Distances(candidates[pool.to(candidates.device)], target, memory=memory)
+    potentials = solver.solve(distances).f[len(whole) :]
+    cheapest = potentials.argsort(stable=True)[: count - len(whole)]
+    return Taken(torch.cat([whole, overflowing[cheapest]]), last + 1)
+
+
+def _in_layers(layer: Tensor, depth: int) -> Tensor:
+    """The candidates of the first `depth` layers, layer by layer: int64."""
+    return layer.argsort(stable=True)[: int((layer < depth).sum())]
+
+
+def _finished(
+    candidates: Tensor, target: Tensor, taken: Taken, config: Tarot.Config, solver: Solver
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, float]:
+    """Rows, scores, weights if asked for, and the transport distance of what is taken."""
+    rows = candidates[taken.rows.to(candidates.device)].to(target.device)
+    distances = Distances(rows, target, memory=config.memory)
+    scores = torch.cat([1 - block.amin(dim=1).square() / 2 for _, block in distances.blocks()])
+    if not config.weights:
+        return taken.rows.cpu().numpy(), scores.cpu().numpy(), None, solver.solve(distances).cost
+    times = times_near(rows, target, min(taken.depth, len(rows)))
+    masses = times.double() / times.sum()
+    alike = torch.full((len(target),), 1 / len(target), dtype=torch.float64, device=target.device)
+    cost = solver.solve_masses(distances, masses, alike).cost
+    return taken.rows.cpu().numpy(), scores.cpu().numpy(), masses.cpu().numpy(), cost
+
+
+def _told(ratio: Ratio, there: int) -> dict[str, Any]:
+    """What the set tells of how its size was found."""
+    found = int((ratio.layer < ratio.depth).sum())
+    curves = [
+        [{"neighbours": k, "images": size, "distance": cost} for k, size, cost in curve.points]
+        for curve in ratio.curves
+    ]
+    return {
+        "ratio": found / there,
+        "neighbours": [curve.neighbours for curve in ratio.curves],
+        "curves": curves,
+    }
