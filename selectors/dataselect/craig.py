@@ -31,6 +31,9 @@ from distill.byte_sizes import AsBytes
 from distill.contracts import Context, DistilledSet, Selection, Source
 from distill.selection import Picks, select
 
+# Squared distances are differences of squared lengths in float32, off by less than this share of those.
+_ROUNDING = 2e-6
+
 
 class Craig(SpaceSelector):
     """CRAIG: covers the gradients, each pick weighted by how many it stands for."""
@@ -56,10 +59,10 @@ class Craig(SpaceSelector):
         score = "mean distance between a gradient and the nearest pick so far"
         return select(source, previous, self.config, pick, meta={"score": score})
 
-    def _distances(self, space: FeatureSpace, samples: np.ndarray) -> Distance:
+    def _distances(self, space: FeatureSpace, samples: np.ndarray) -> GradientDistance:
         if space.kind == "last_layer" and space.checkpoints == 1:
             return FactoredDistance(*space.factors(samples))
-        return Distance(space.take(samples))  # a distance does not change where rows are centred
+        return GradientDistance(space.take(samples))  # distances stay what they are where rows are centred
 
 
 class InnerProduct(Similarity):
@@ -72,7 +75,16 @@ class InnerProduct(Similarity):
         return products
 
 
-class FactoredDistance(Distance):
+class GradientDistance(Distance):
+    """C - ||g_i - g_j||, and C itself where the difference is rounding: a gradient is as near to itself as can be."""
+
+    def _squared_distances_(self, products: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+        assert left is not None and right is not None
+        squares = super()._squared_distances_(products, left, right)
+        return squares.masked_fill_(squares <= _ROUNDING * (left[:, None] + right), 0.0)
+
+
+class FactoredDistance(GradientDistance):
     """C - ||g_i - g_j|| of gradients that are outer products of the rows of `left` (N, C) and `right` (N, D + 1)."""
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
@@ -92,7 +104,7 @@ class FactoredDistance(Distance):
         return self._finish_(products, self._terms(rows), self._terms(others))
 
 
-def craig(similarity: Distance, count: int, *, matrix_bytes: int = 1 << 30) -> Chosen:
+def craig(similarity: GradientDistance, count: int, *, matrix_bytes: int = 1 << 30) -> Chosen:
     """Pick `count` rows by CRAIG. Ties go to the lowest row.
 
     Args:
