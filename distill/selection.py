@@ -300,14 +300,14 @@ def _groups(source: Source, indices: np.ndarray, config: BudgetConfig) -> list[t
     return [(samples, int(count), number) for number, (samples, count) in enumerate(groups)]
 
 
-def selection_of(picks: Sequence[Picks], *, meta: Mapping[str, Any], per_class: bool = False) -> Selection:
+def selection_of(picks: Sequence[Picks], *, per_class: bool, meta: Mapping[str, Any]) -> Selection:
     """The selection of what was picked from several groups; their weights, in common units, are brought to mean 1.
 
     Args:
         picks: of each group.
+        per_class: whether each class has its share. Where it has not, that is a fact too: a random control of the set
+            is then drawn without regard to classes.
         meta: facts; `score` says what the scores mean.
-        per_class: whether each group is a class. Where it is not, that is a fact too: a random control of the set is
-            then drawn without regard to classes.
     """
     chosen = np.concatenate([each.samples for each in picks]).astype(np.int64)
     scores = np.concatenate([each.scores for each in picks]).astype(np.float32)

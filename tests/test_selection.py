@@ -184,7 +184,7 @@ def test_weights_of_several_groups_keep_their_proportions_and_have_mean_1() -> N
         Picks(np.array([4, 2]), np.zeros(2), np.array([6.0, 2.0])),
         Picks(np.array([1]), np.zeros(1)),
     ]
-    found = selection_of(parts, meta={})
+    found = selection_of(parts, per_class=True, meta={})
     assert found.indices.tolist() == [4, 2, 1]
     np.testing.assert_allclose(found.weights, np.array([6, 2, 1]) / 3)
 

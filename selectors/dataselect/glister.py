@@ -80,7 +80,7 @@ class Glister(SpaceSelector):
             "fall of the mean validation loss by the step on this sample, to first order, when it was picked"
         )
         picked = Picks(samples[rows.cpu().numpy()], gains.cpu().numpy())
-        return selection_of([picked], meta={"score": score})
+        return selection_of([picked], per_class=config.per_class, meta={"score": score})
 
     def _quotas(self, source: Source, samples: np.ndarray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The group of each sample, (n,), and how many of each group to pick: classes, or one group of all."""

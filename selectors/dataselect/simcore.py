@@ -93,7 +93,7 @@ class SimCore(TargetedSelector):
             )
         facts = {"centroids": len(centroids), "rounds": found.rounds, "stopped": found.stopped}
         picks = Picks(samples[found.rows], found.similarities)
-        return selection_of([picks], meta={"score": self.score, **facts})
+        return selection_of([picks], per_class=False, meta={"score": self.score, **facts})
 
 
 @dataclass(frozen=True)
