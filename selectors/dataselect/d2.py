@@ -6,8 +6,8 @@ On the undirected graph that joins every sample to its k nearest (`neighbours`),
     pick i = argmax u,  then  u_j -= exp(-gamma_r d_ij^2) max(u_i, 0)  for its neighbours j     reverse, after each pick
 
 Maharana, Yadav and Bansal, "D2 Pruning: Message Passing for Balancing Diversity and Difficulty in Data Pruning", ICLR
-2024; `gamma_forward` is gamma_f, `gamma_reverse` gamma_r. `mislabelled` leaves out the hardest first, as they do at high
-rates of pruning: what is labelled wrong is hard, and all its neighbours say so.
+2024; `gamma_forward` is gamma_f, `gamma_reverse` gamma_r. `mislabelled` leaves out the hardest first, as they do at
+high rates of pruning: what is labelled wrong is hard, and is picked first otherwise.
 
 What we decide. d is measured in units of the root mean square length of the graph's edges: in the raw units of most
 features exp(-d^2) is 0, no message arrives and the hardest are picked; so measured, the options mean the same in every
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dataselect.features import SpaceConfig, SpaceSelector
 from dataselect.hardness import By, Hardness, MislabelConfig, seeded, trusted
-from dataselect.knn import nearest_neighbours
+from dataselect.neighbours import nearest_neighbours
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind
 from distill.selection import Picks, Selector, select
 from distill.training.config import NonNegative

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from dataselect import knn
-from dataselect.knn import nearest_neighbours
+from dataselect import neighbours
+from dataselect.neighbours import nearest_neighbours
 
 
 def brute_force(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -41,13 +41,13 @@ def assert_same(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> 
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that were measured against all others, by call."""
     counts: list[int] = []
-    measure = knn._measured
+    measure = neighbours._measured
 
     def counting(features: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         counts.append(len(rows))
         return measure(features, rows, k)
 
-    monkeypatch.setattr(knn, "_measured", counting)
+    monkeypatch.setattr(neighbours, "_measured", counting)
     return counts
 
 
@@ -134,13 +134,13 @@ def test_the_block_size_does_not_matter(block_bytes: int, twins: int) -> None:
 def test_blocks_keep_within_their_bytes(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither all pairs nor the features of all that are measured are there at once."""
     block_bytes, seen = 2_000_000, []
-    ranked = knn._ranked
+    ranked = neighbours._ranked
 
     def looking(features: Tensor, squares: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         seen.append(len(rows))
         return ranked(features, squares, rows, k)
 
-    monkeypatch.setattr(knn, "_ranked", looking)
+    monkeypatch.setattr(neighbours, "_ranked", looking)
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     nearest_neighbours(features, 5, block_bytes=block_bytes)
     assert sum(seen) == shape[0] and len(seen) > 1
