@@ -12,8 +12,8 @@ the samples with the smallest M: exactly those that the epsilon which leaves so 
 
 The pseudocode holds the cosines of a whole cluster; here they are met in blocks. It takes M for at least 0, which
 with epsilon below 1 is all the same. Features are not centred; samples whose features are all 0 are twins of each other
-and of nothing else. Cosines are rounded to 2^-20, about what is right of them in float32, so that exact duplicates tie;
-ties go to the lowest row.
+and of nothing else. Cosines of float32 features are summed in float64 and rounded to 2^-20, so that exact duplicates
+tie and blocks do not matter; ties go to the lowest row.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def nearest_earlier(features: Tensor, *, clusters: int, seed: int, iterations: i
     found = kmeans(unit, clusters, seed=seed, iterations=iterations, spherical=True)
     twins = torch.empty_like(unit[:, 0])
     for centroid, members in zip(found.centroids, found.members(), strict=True):
-        near = torch.cat([_rounded(unit[rows] @ centroid) for rows in members.split(_BLOCK)])
+        near = torch.cat(
+            [_rounded(unit[rows].double() @ centroid.double()) for rows in members.split(_BLOCK)]
+        )
         order = members[near.argsort(descending=not hard, stable=True)]
         twins[order] = _largest_earlier(unit, order)
     blank = (~unit.any(dim=1)).nonzero()[:, 0]
@@ -109,9 +111,9 @@ def _largest_earlier(unit: Tensor, order: Tensor) -> Tensor:
     largest = torch.full_like(order, _NONE_BEFORE, dtype=torch.float32)
     blocks = order.split(_BLOCK)
     for number, (rows, most) in enumerate(zip(blocks, largest.split(_BLOCK), strict=True)):
-        own = unit[rows]
+        own = unit[rows].double()
         for other in range(number + 1):
-            cosines = own @ (own if other == number else unit[blocks[other]]).T
+            cosines = own @ (own if other == number else unit[blocks[other]].double()).T
             if other == number:
                 later = torch.ones_like(cosines, dtype=torch.bool).triu_()
                 cosines.masked_fill_(later, _NONE_BEFORE)
@@ -120,4 +122,5 @@ def _largest_earlier(unit: Tensor, order: Tensor) -> Tensor:
 
 
 def _rounded(cosines: Tensor) -> Tensor:
-    return (cosines * _STEPS).round_().div_(_STEPS).clamp_(-1, 1)
+    """float32, exact: multiples of 2^-20 up to 1."""
+    return (cosines * _STEPS).round_().div_(_STEPS).clamp_(-1, 1).float()

@@ -12,8 +12,8 @@ is below tau times that of a reference round: the first in the paper. The releas
 The round that exceeds the budget is cut to its most similar picks, where the released code keeps random ones. Nor is
 the source sorted once a centroid: each has a queue of its best candidates, and all queues are filled anew, by one pass
 over the source, when one is used up. Between two passes as many samples are taken as a queue is long, so that passes
-are few. Centroids come from spherical k-means. Cosines are rounded to 2^-20, about what is right of them in float32;
-ties go to the lowest row.
+are few. Centroids come from spherical k-means. Cosines of float32 features are summed in float64 and
+rounded to 2^-20, so that exact duplicates tie and blocks do not matter; ties go to the lowest row.
 """
 
 from __future__ import annotations
@@ -192,11 +192,12 @@ class _Queues:
         device = self.centroids.device
         most = min(self.length, int((~taken).sum()))
         keys = torch.empty(len(self.centroids), 0, dtype=torch.int64, device=device)
-        size = max(_BLOCK_NUMBERS // max(self.centroids.shape), 1)
+        centroids = self.centroids.double()
+        size = max(_BLOCK_NUMBERS // max(centroids.shape), 1)
         for start in range(0, len(taken), size):
             free = torch.from_numpy(np.flatnonzero(~taken[start : start + size]) + start)
             block = self.features[free.to(self.features.device)].to(device)
-            keys = torch.cat([keys, _keys(self.centroids @ block.T, free.to(device))], dim=1)
+            keys = torch.cat([keys, _keys(centroids @ block.double().T, free.to(device))], dim=1)
             keys = keys.topk(min(most, keys.shape[1]), dim=1).values
         found = keys.cpu().numpy()
         self.rows = (1 << _ROW_BITS) - 1 - (found & ((1 << _ROW_BITS) - 1))
@@ -208,7 +209,7 @@ def _keys(cosines: Tensor, rows: Tensor) -> Tensor:
     """Whole numbers, no two alike, of which the largest is the best candidate: the largest cosine, the lowest row.
 
     Args:
-        cosines: float32 (k, rows).
+        cosines: float64 (k, rows).
         rows: int64 (rows,), below 2^40.
     """
     steps = (cosines * _STEPS).round_().long()
