@@ -1,0 +1,697 @@
+"""`distill export`: originals found again and compared, links, shards, indices, and what is refused or left behind."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import tarfile
+import tracemalloc
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+
+from distill.contracts import DistilledSet
+from distill.data.build import Reading
+from distill.data.decode import PixelFormat
+from distill.data.folder import Folder, FolderConfig
+from distill.data.webdataset import WebDataset, WebDatasetConfig
+from distill.progress import NullProgress
+from distill.store.reader import read_set
+from distill.store.writer import write_set
+
+Call = Callable[..., Result]
+Lines = list[dict[str, Any]]
+
+STEPS = "steps: [{random: {ipc: 3}}]\nevaluate: {on: nothing}\n"
+# Sorted by name, as `folder` reads them; several classes, folders below a class, and suffixes of both cases.
+FILES = [
+    *(f"train/cat/{number}.png" for number in range(9)),
+    *(
+        f"train/dog/{name}"
+        for name in ("a/x.JPG", "a/y.jpg", "b/x.jpg", "b/z.bmp", "q.webp", "r.png", "s.png")
+    ),
+    *(f"train/größer/{number:03}.jpeg" for number in range(8)),
+    *(f"test/{name}/0.png" for name in ("cat", "dog", "größer")),
+]
+
+
+def encoded(number: int, suffix: str, side: int = 12) -> bytes:
+    """A file of noise, another for each number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (side, side + 2, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, {"jpg": "JPEG"}.get(suffix, suffix))
+    return out.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of images of 12 x 14 pixels."""
+    for number, name in enumerate(FILES):
+        file = tmp_path / "images" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(number, file.suffix[1:].lower()))
+    return tmp_path / "images"
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards of 8 images, whose members have the same names in each."""
+    root = tmp_path / "shards"
+    root.mkdir()
+    (root / "classes.txt").write_text("ant\nbee\n")
+    for shard in range(3):
+        members = {}
+        for number in range(8):
+            members[f"./in/{number}.jpg"] = encoded(100 * shard + number, "jpg")
+            members[f"./in/{number}.cls"] = str((shard + number) % 2).encode()
+        write_tar(root / f"train-{shard}.tar", members)
+    return root
+
+
+@pytest.fixture
+def run(call: Call, tmp_path: Path) -> Callable[..., Path]:
+    """run(data, out, steps): the set of a run on these data."""
+
+    def run(data: str, out: str = "out", steps: str = STEPS) -> Path:
+        (tmp_path / "r.yaml").write_text(f"seed: 3\ndata: {data}\n{steps}")
+        result = call("run", "r.yaml", "--out", out, "--quiet")
+        assert result.exit_code == 0, result.output
+        return tmp_path / out / "set.h5"
+
+    return run
+
+
+@pytest.fixture
+def chosen(run: Callable[..., Path], images: Path) -> Path:
+    return run(f"{{name: folder, folder: {images}, resize: 6, valid: 0.2, cap: 7}}")
+
+
+@pytest.fixture
+def streamed(run: Callable[..., Path], shards: Path) -> Path:
+    return run(f"{{name: webdataset, folder: {shards}, test: 0.2, resize: 6}}")
+
+
+@pytest.fixture
+def made_up(chosen: Path, tmp_path: Path) -> Callable[..., Path]:
+    """made_up(**fields): the chosen set with other fields, elsewhere."""
+
+    def made_up(**fields: Any) -> Path:
+        path = tmp_path / "made-up.h5"
+        write_set(replace(read_set(chosen), **fields), path)
+        return path
+
+    return made_up
+
+
+def read_lines(file: Path) -> Lines:
+    return [json.loads(line) for line in file.read_text("ascii").splitlines()]
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()
+    }
+
+
+def assert_refused(result: Result, *said: str, code: int = 2) -> None:
+    assert result.exit_code == code, result.output
+    for text in said:
+        assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def assert_nothing_left(folder: Path) -> None:
+    assert not [path.name for path in folder.iterdir() if path.name.startswith((".", "exported"))]
+
+
+# --- a folder of images
+
+
+def test_originals_are_copied_as_they_are(call: Call, chosen: Path, images: Path, tmp_path: Path) -> None:
+    result = call("export", chosen, "--to", "folder", "--out", "exported")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == "exported"
+    distilled, lines = read_set(chosen), read_lines(tmp_path / "exported" / "indices.jsonl")
+    files = tree(tmp_path / "exported")
+    assert len(lines) == len(distilled) == 9 and len(files) == 10
+    for number, line in enumerate(lines):
+        original = images / line["path"]
+        assert files[line["file"]] == original.read_bytes()
+        assert line["path"] == FILES[line["row"]]
+        assert line["class"] == original.relative_to(images).parts[1] == line["file"].split("/")[0]
+        assert line["class"] == distilled.classes[line["label"]]
+        assert original.name == line["file"].split("/")[1] or line["file"].startswith(f"dog/~{number:08d}.")
+
+
+def test_indices_are_the_sets_in_its_order(call: Call, chosen: Path, tmp_path: Path) -> None:
+    assert call("export", chosen, "--to", "indices", "--out", "new/exported.jsonl").exit_code == 0
+    lines = read_lines(tmp_path / "new" / "exported.jsonl")
+    distilled = read_set(chosen)
+    selection = distilled.selection
+    assert selection is not None and selection.rows is not None
+    assert [line["index"] for line in lines] == selection.indices.tolist()
+    assert [line["row"] for line in lines] == selection.rows.tolist()
+    assert [line["label"] for line in lines] == distilled.labels.tolist()
+    assert np.array([line["weight"] for line in lines], np.float32).tolist() == selection.weights.tolist()
+    assert np.array([line["score"] for line in lines], np.float32).tolist() == selection.scores.tolist()
+    assert [line["path"] for line in lines] == [FILES[row] for row in selection.rows]
+    assert not [path for path in (tmp_path / "new").iterdir() if path.name != "exported.jsonl"]
+
+
+def test_weights_have_the_digits_of_a_float32_and_infinite_scores_are_null(
+    call: Call, made_up: Callable[..., Path], chosen: Path, tmp_path: Path
+) -> None:
+    selection = read_set(chosen).selection
+    assert selection is not None
+    weights = np.array([0.1, 1.9, *[1] * 7], np.float32)
+    scores = np.array([np.inf, np.nan, 1 / 3, *[0] * 6], np.float32)
+    path = made_up(selection=replace(selection, weights=weights, scores=scores))
+    assert call("export", path, "--to", "indices", "--out", "exported", "--pixels").exit_code == 0
+    lines = read_lines(tmp_path / "exported")
+    assert [line["weight"] for line in lines][:2] == [0.1, 1.9]
+    assert [line["score"] for line in lines][:3] == [None, None, 0.33333334]
+
+
+@pytest.mark.parametrize("kind", ["hard", "symbolic"])
+def test_links(call: Call, chosen: Path, images: Path, tmp_path: Path, kind: str) -> None:
+    assert call("export", chosen, "--to", "folder", "--out", "exported", "--link", kind).exit_code == 0
+    for line in read_lines(tmp_path / "exported" / "indices.jsonl"):
+        file = tmp_path / "exported" / line["file"]
+        assert file.samefile(images / line["path"])
+        assert file.is_symlink() == (kind == "symbolic")
+        assert file.readlink().is_absolute() if kind == "symbolic" else file.stat().st_nlink == 2
+
+
+def test_links_that_the_file_system_refuses(
+    call: Call, chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    result = call("export", chosen, "--to", "folder", "--out", "exported", "--link", "hard")
+    assert_refused(result, "--link symbolic", os.strerror(errno.EXDEV))
+    assert_nothing_left(tmp_path)
+
+
+def test_the_folder_reads_back(call: Call, chosen: Path, tmp_path: Path) -> None:
+    assert call("export", chosen, "--to", "folder", "--out", "exported").exit_code == 0
+    found = Folder(FolderConfig(folder="exported")).find(NullProgress())
+    distilled = read_set(chosen)
+    assert found.classes == distilled.classes
+    assert found.train.labels.bincount().tolist() == distilled.labels.bincount().tolist()
+    read = found.train.take(torch.arange(9), reading=reading((6, 6)), title="").images
+    assert sorted(image.numpy().tobytes() for image in read) == sorted(
+        image.contiguous().numpy().tobytes() for image in distilled.images
+    )
+
+
+def reading(size: tuple[int, int] | None = None) -> Reading:
+    return Reading(PixelFormat(None, size), 0.0, NullProgress())
+
+
+# --- shards
+
+
+@pytest.mark.parametrize("form", [(), ("--pixels",)], ids=["originals", "pixels"])
+def test_shards_read_back_in_the_order_of_the_set(
+    call: Call, streamed: Path, tmp_path: Path, form: tuple[str, ...]
+) -> None:
+    assert call("export", streamed, "--to", "webdataset", "--out", "exported", *form).exit_code == 0
+    found = WebDataset(WebDatasetConfig(folder="exported", test=0.2)).find(NullProgress())
+    distilled = read_set(streamed)
+    assert found.classes == distilled.classes == ("ant", "bee")
+    assert found.train.labels.tolist() == distilled.labels.tolist()
+    read = found.train.take(torch.arange(len(distilled)), reading=reading((6, 6)), title="").images
+    assert torch.equal(read, distilled.images)
+
+
+def test_what_a_shard_holds(call: Call, streamed: Path, shards: Path, tmp_path: Path) -> None:
+    assert call("export", streamed, "--to", "webdataset", "--out", "exported").exit_code == 0
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"train-000000.tar", "classes.txt"}
+    with tarfile.open(tmp_path / "exported" / "train-000000.tar") as tar:
+        members = tar.getmembers()
+        contents = {member.name: (tar.extractfile(member) or io.BytesIO()).read() for member in members}
+    assert [member.name for member in members] == sorted(contents)
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+    for number in range(6):
+        told = json.loads(contents[f"{number:08d}.json"])
+        shard, _, member = told["path"].partition(":")
+        with tarfile.open(shards / shard) as tar:
+            assert contents[f"{number:08d}.jpg"] == (tar.extractfile(member) or io.BytesIO()).read()
+        assert contents[f"{number:08d}.cls"] == str(told["label"]).encode()
+        assert told["row"] == 8 * int(shard[6]) + int(member[5])
+
+
+def test_shards_give_the_same_bytes_in_parts_of_bounded_size(
+    call: Call, streamed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--to", "webdataset", "--shard-bytes", "10240")
+    assert call("export", streamed, *options, "--out", "first").exit_code == 0
+    monkeypatch.setattr("distill.data.decode._BATCH_ITEMS", 1)
+    monkeypatch.setattr("distill.data.decode._processors", lambda: 3)
+    assert call("export", streamed, *options, "--out", "second").exit_code == 0
+    assert tree(tmp_path / "first") == tree(tmp_path / "second")
+    sizes = [path.stat().st_size for path in (tmp_path / "first").glob("*.tar")]
+    assert len(sizes) > 1 and max(sizes) <= 10240
+    assert (
+        call("export", streamed, "--to", "webdataset", "--shard-bytes", "1", "--out", "third").exit_code == 0
+    )
+    assert len(list((tmp_path / "third").glob("*.tar"))) == 6, "a sample too large has a shard of its own"
+
+
+def test_members_of_shards_become_files(call: Call, streamed: Path, tmp_path: Path) -> None:
+    """Three shards name their members alike: who comes first keeps the name."""
+    assert call("export", streamed, "--to", "folder", "--out", "exported").exit_code == 0
+    lines = read_lines(tmp_path / "exported" / "indices.jsonl")
+    assert len({line["file"] for line in lines}) == 6
+    with_rows = {line["row"]: (tmp_path / "exported" / line["file"]).read_bytes() for line in lines}
+    assert with_rows == {row: encoded(100 * (row // 8) + row % 8, "jpg") for row in with_rows}
+    result = call("export", streamed, "--to", "folder", "--out", "linked", "--link", "hard")
+    assert_refused(result, "--link", "train-", ".jpg")
+    assert not (tmp_path / "linked").exists()
+
+
+def test_files_that_shards_do_not_hold_are_refused(
+    call: Call, images: Path, run: Callable[..., Path]
+) -> None:
+    everything = "steps: [{random: {fraction: 1}}]\nevaluate: {on: nothing}\n"
+    path = run(f"{{name: folder, folder: {images}, resize: 6, valid: 0}}", "all", everything)
+    result = call("export", path, "--to", "webdataset", "--out", "exported")
+    assert_refused(result, "train/dog/b/z.bmp", "--to folder", "--pixels")
+    assert not Path("exported").exists()
+
+
+def test_a_stream_is_never_held_whole(
+    call: Call, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "large"
+    root.mkdir()
+    members: dict[str, bytes] = {}
+    for number in range(48):
+        members |= {f"{number:02}.png": encoded(number, "png", 256), f"{number:02}.cls": b"0"}
+    write_tar(root / "train.tar", members)
+    total = sum(map(len, members.values()))
+    steps = "steps: [{random: {fraction: 1}}]\nevaluate: {on: nothing}\n"
+    path = run(f"{{name: webdataset, folder: {root}, test: 0.05, valid: 0, resize: 6}}", "whole", steps)
+    monkeypatch.setattr("distill.data.decode._BATCH_ITEMS", 1)
+    monkeypatch.setattr("distill.data.decode._processors", lambda: 1)
+    monkeypatch.setattr(
+        "distill.data.shards._MAX_PADDING_BYTES", 2**16
+    )  # a buffer, whatever the shard's size
+    del members
+    tracemalloc.start()
+    try:
+        assert call("export", path, "--to", "webdataset", "--out", "exported").exit_code == 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total > 9e6 and peak < total / 3
+
+
+# --- pixels
+
+
+def test_arrays_are_written_as_png(call: Call, run: Callable[..., Path], tmp_path: Path) -> None:
+    path = run("{name: digits, cap: 20}", steps="steps: [{kcenter: {ipc: 2}}]\nevaluate: {on: nothing}\n")
+    for form in ("--originals", "--pixels"):
+        out = f"exported{form}"
+        assert call("export", path, "--to", "folder", "--out", out, form).exit_code == 0
+        for number, line in enumerate(read_lines(tmp_path / out / "indices.jsonl")):
+            assert line["path"] is None and line["file"] == f"{line['class']}/{number:08d}.png"
+            pixels = np.asarray(Image.open(tmp_path / out / line["file"]))
+            assert np.array_equal(pixels, read_set(path).images[number, 0].numpy())
+    assert tree(tmp_path / "exported--originals") == tree(tmp_path / "exported--pixels")
+    assert call("export", path, "--to", "indices", "--out", "indices").exit_code == 0
+    assert {line["path"] for line in read_lines(tmp_path / "indices")} == {None}
+    result = call("export", path, "--to", "indices", "--out", "again", "--originals")
+    assert_refused(result, "no files", "digits")
+
+
+def test_originals_in_arrays_have_their_own_size(
+    call: Call, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = run("{name: digits, cap: 20, resize: 4}")
+    assert read_set(path).images.shape[2:] == (4, 4)
+    assert call("export", path, "--to", "folder", "--out", "exported").exit_code == 0
+    file = read_lines(tmp_path / "exported" / "indices.jsonl")[0]["file"]
+    assert Image.open(tmp_path / "exported" / file).size == (8, 8)
+
+
+def test_made_images_are_rounded_and_clamped_and_that_is_told(
+    call: Call, made_up: Callable[..., Path], chosen: Path, tmp_path: Path
+) -> None:
+    images = read_set(chosen).images / 255
+    images[0, 0, 0, 0], images[1, 2, 3, 4] = -0.1, 1.5
+    path = made_up(images=images.half(), selection=None)
+    result = call("export", path, "--to", "folder", "--out", "exported")
+    assert result.exit_code == 0, result.output
+    assert "2 of 972 lay outside 0..255" in result.stderr
+    for number, line in enumerate(read_lines(tmp_path / "exported" / "indices.jsonl")):
+        expected = (images[number] * 255).clamp(0, 255).round().permute(1, 2, 0).to(torch.uint8).numpy()
+        assert (
+            np.abs(np.asarray(Image.open(tmp_path / "exported" / line["file"])).astype(int) - expected).max()
+            <= 0
+        )
+        assert (line["index"], line["row"], line["weight"], line["score"]) == (None,) * 4
+
+
+def test_made_images_have_no_originals(call: Call, made_up: Callable[..., Path]) -> None:
+    path = made_up(selection=None)
+    for options in (
+        ("--to", "indices"),
+        ("--to", "folder", "--originals"),
+        ("--to", "folder", "--link", "hard"),
+    ):
+        assert_refused(call("export", path, *options, "--out", "exported"), "no selection", str(path))
+    result = call("export", path, "data.folder=here", "--to", "folder", "--out", "exported")
+    assert_refused(result, "no selection", "data.folder=here")
+
+
+def test_images_of_two_channels_are_refused(call: Call, made_up: Callable[..., Path], chosen: Path) -> None:
+    own = read_set(chosen)
+    odd = replace(own.preprocessing, mean=own.preprocessing.mean[:2], std=own.preprocessing.std[:2])
+    path = made_up(images=own.images[:, :2], preprocessing=odd)
+    result = call("export", path, "--to", "folder", "--out", "exported", "--pixels")
+    assert_refused(result, "2 channels")
+
+
+# --- where the data are
+
+
+def test_a_set_alone_is_told_where_the_data_are(
+    call: Call, chosen: Path, images: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone.h5"
+    shutil.copy(chosen, alone)
+    result = call("export", alone, "--to", "folder", "--out", "exported")
+    assert_refused(result, "data.folder")
+    images = images.rename(tmp_path / "moved")
+    result = call("export", alone, f"data.folder={images}", "--to", "folder", "--out", "exported")
+    assert result.exit_code == 0, result.output
+    result = call("export", alone, "--to", "indices", "--out", "pathless")
+    assert result.exit_code == 0 and "left out" in result.stderr
+    assert {line["path"] for line in read_lines(tmp_path / "pathless")} == {None}
+    result = call("export", alone, f"data.folder={images}", "--to", "indices", "--out", "paths")
+    assert {line["path"] for line in read_lines(tmp_path / "paths")} <= set(FILES)
+    for argument in ("--originals", "data.folder=nowhere"):
+        assert_refused(call("export", alone, argument, "--to", "indices", "--out", "again"), "data.folder")
+
+
+def test_a_target_that_is_not_here_is_not_asked_for(
+    call: Call, made_up: Callable[..., Path], chosen: Path, images: Path
+) -> None:
+    """A set says that there was a target, and not where."""
+    provenance = dict(read_set(chosen).provenance)
+    recipe = {**provenance["recipe"], "target": {"name": "folder"}, "evaluate": {"on": "target"}}
+    path = made_up(provenance={**provenance, "recipe": recipe})
+    result = call("export", path, f"data.folder={images}", "--to", "folder", "--out", "exported")
+    assert result.exit_code == 0, result.output
+
+
+def swap(images: Path, paths: list[str]) -> None:
+    a, b = (images / path for path in paths[:2])
+    content = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+
+
+def one_more(images: Path, paths: list[str]) -> None:
+    shutil.copy(images / "train/cat/8.png", images / "train/cat/-1.png")
+
+
+def last_gone(images: Path, paths: list[str]) -> None:
+    for file in (images / "train/größer").iterdir():
+        if int(file.stem) > 0:
+            file.unlink()
+
+
+def no_image(images: Path, paths: list[str]) -> None:
+    (images / paths[0]).write_bytes(b"nothing")
+
+
+def other_size(images: Path, paths: list[str]) -> None:
+    (images / paths[0]).write_bytes(encoded(0, "png", 30))
+
+
+def other_class(images: Path, paths: list[str]) -> None:
+    (images / "train/cat").rename(images / "train/ape")
+    (images / "test/cat").rename(images / "test/ape")
+
+
+@pytest.mark.parametrize("change", [swap, one_more, last_gone, no_image, other_size, other_class])
+@pytest.mark.parametrize("to", ["folder", "webdataset", "indices"])
+def test_data_that_changed_are_refused(
+    call: Call, chosen: Path, images: Path, tmp_path: Path, change: Callable[..., None], to: str
+) -> None:
+    assert call("export", chosen, "--to", "indices", "--out", "before").exit_code == 0
+    change(images, [line["path"] for line in read_lines(tmp_path / "before")])
+    result = call("export", chosen, "--to", to, "--out", "exported")
+    assert_refused(result, "not the original", "data.folder", "--pixels")
+    assert_nothing_left(tmp_path)
+    assert call("export", chosen, "--to", to, "--out", "exported", "--pixels").exit_code == 0
+
+
+def test_a_stream_that_changed_is_refused(call: Call, streamed: Path, shards: Path, tmp_path: Path) -> None:
+    (shards / "train-1.tar").rename(shards / "train-9.tar")
+    result = call("export", streamed, "--to", "folder", "--out", "exported")
+    assert_refused(result, "not the original")
+    assert_nothing_left(tmp_path)
+
+
+def test_sets_of_before_rows_were_kept(call: Call, made_up: Callable[..., Path], chosen: Path) -> None:
+    selection = read_set(chosen).selection
+    assert selection is not None
+    path = made_up(selection=replace(selection, rows=None))
+    for options in (
+        ("--to", "folder"),
+        ("--to", "indices", "--originals"),
+        ("data.folder=a", "--to", "indices"),
+    ):
+        assert_refused(call("export", path, *options, "--out", "exported"), "selection/rows", "--pixels")
+    assert call("export", path, "--to", "indices", "--out", "indices").exit_code == 0
+    assert {line["row"] for line in read_lines(Path("indices"))} == {None}
+    assert call("export", path, "--to", "folder", "--out", "exported", "--pixels").exit_code == 0
+
+
+# --- strangers
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset"])
+def test_class_names_cannot_leave_the_folder(
+    call: Call, made_up: Callable[..., Path], tmp_path: Path, to: str
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    classes = ("../../up", str(tmp_path / "absolute"), "..")
+    path = made_up(classes=classes)
+    out = tmp_path / "deep" / "exported"
+    assert call("export", path, "--to", to, "--out", out, "--pixels").exit_code == 0
+    assert {each for each in tmp_path.rglob("*") if out not in (each, *each.parents)} - before == {
+        out.parent,
+        path,
+    }
+    if to == "folder":
+        assert {each.name for each in out.iterdir() if each.is_dir()} == {
+            "%2E.%2F..%2Fup",
+            str(tmp_path / "absolute").replace("/", "%2F"),
+            "%2E%2E",
+        }
+        assert {line["class"] for line in read_lines(out / "indices.jsonl")} == set(classes)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("Train", "indices.jsonl", "dog"),
+        ("a", "A", "con"),
+        ("\ud800", "\x00\n", ""),
+        ("x\u2028y", " y", ".z"),
+    ],
+    ids=ascii,
+)
+def test_odd_class_names_read_back_as_they_are_written(
+    call: Call, made_up: Callable[..., Path], classes: tuple[str, ...]
+) -> None:
+    path = made_up(classes=classes)
+    for to in ("folder", "webdataset"):
+        result = call("export", path, "--to", to, "--out", to, "--pixels")
+        assert result.exit_code == 0, result.output
+    shards = WebDataset(WebDatasetConfig(folder="webdataset", test=0.2)).find(NullProgress())
+    folder = Folder(FolderConfig(folder="folder")).find(NullProgress())
+    assert shards.classes is not None and folder.classes is not None
+    assert len(set(shards.classes)) == len(folder.classes) == 3
+    assert folder.train.labels.bincount().tolist() == [3, 3, 3]
+    lines = read_lines(Path("folder/indices.jsonl"))
+    assert [line["class"] for line in lines] == [classes[line["label"]] for line in lines]
+
+
+def test_class_names_that_cannot_be_folders_are_refused(call: Call, made_up: Callable[..., Path]) -> None:
+    for classes, said in ((("a", "b", "a"), "one name"), (("a" * 300, "b", "c"), "too long")):
+        path = made_up(classes=classes)
+        assert_refused(
+            call("export", path, "--to", "folder", "--out", "exported", "--pixels"), said, "indices"
+        )
+        assert not Path("exported").exists()
+        assert call("export", path, "--to", "indices", "--out", said, "--pixels").exit_code == 0
+
+
+def test_members_of_hostile_shards_stay_in_the_folder(
+    call: Call, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "hostile"
+    root.mkdir()
+    stems = ["../../up", "/etc/passwd", "\\win", "con", "a\udc80", "x/", "C:x", "~00000001", "A", "a"]
+    members: dict[str, bytes] = {}
+    for number, stem in enumerate(stems):
+        members |= {f"{stem}.jpg": encoded(number, "jpg"), f"{stem}.cls": b"0"}
+    write_tar(root / "train.tar", members)
+    everything = "steps: [{random: {fraction: 1}}]\nevaluate: {on: nothing}\n"
+    path = run(f"{{name: webdataset, folder: {root}, test: 0.1, valid: 0, resize: 6}}", steps=everything)
+    before = set(tmp_path.rglob("*"))
+    assert call("export", path, "--to", "folder", "--out", "exported").exit_code == 0
+    new = set(tmp_path.rglob("*")) - before
+    lines = read_lines(tmp_path / "exported" / "indices.jsonl")
+    out = tmp_path / "exported"
+    assert new == {out, out / "0", out / "indices.jsonl", *(out / line["file"] for line in lines)}
+    for line in lines:
+        assert line["path"] == f"train.tar:{stems[line['row']]}.jpg"
+        assert (out / line["file"]).read_bytes() == encoded(line["row"], "jpg")
+
+
+def test_classes_without_images_are_told(call: Call, run: Callable[..., Path], images: Path) -> None:
+    two = "steps: [{random: {count: 2, per_class: false}}]\nevaluate: {on: nothing}\n"
+    path = run(f"{{name: folder, folder: {images}, resize: 6}}", steps=two)
+    result = call("export", path, "--to", "folder", "--out", "exported")
+    assert result.exit_code == 0, result.output
+    assert "of 3 classes have no image" in result.stderr
+
+
+# --- what is refused, and what is left behind
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--to", "webdataset", "--link", "hard"), "--to folder"),
+        (("--to", "folder", "--link", "hard", "--pixels"), "without --pixels"),
+        (("--to", "folder", "--shard-bytes", "1GB"), "--to webdataset"),
+        (("--to", "webdataset", "--shard-bytes", "0"), "1 byte"),
+        (("--to", "webdataset", "--shard-bytes", "many"), "a number of bytes"),
+        (("--to", "folder", "--pixels", "data.folder=x"), "--pixels"),
+        (("--to", "folder", "train.epochs=3"), "data.KEY=VALUE"),
+        (("--to", "folder", "steps.0.ipc=3"), "data.KEY=VALUE"),
+        (("--to", "folder", "data.foldr=x"), "folder"),
+        (("--to", "tape"), "webdataset"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    call: Call, chosen: Path, options: tuple[str, ...], said: str
+) -> None:
+    assert_refused(call("export", chosen, *options, "--out", "exported"), said)
+    assert not Path("exported").exists()
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset", "indices"])
+def test_what_is_there_stays(call: Call, chosen: Path, tmp_path: Path, to: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    before = tree(tmp_path)
+    for out in ("full", "file", "link", ".", ".."):
+        assert_refused(call("export", chosen, "--to", to, "--out", out), "there already")
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_folder_is_filled_and_parents_are_made(call: Call, chosen: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert call("export", chosen, "--to", "folder", "--out", "empty").exit_code == 0
+    assert call("export", chosen, "--to", "webdataset", "--out", "a/b/c", "--pixels").exit_code == 0
+    assert (tmp_path / "empty" / "indices.jsonl").exists() and (tmp_path / "a/b/c/classes.txt").exists()
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset", "indices"])
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "disk is full"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
+        (RuntimeError("made up"), 1, "made up"),
+    ],
+    ids=["full", "interrupted", "defect"],
+)
+def test_a_failure_leaves_nothing(
+    call: Call,
+    chosen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    to: str,
+    failure: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    """It comes with the fourth image."""
+    from distill.export import folder, indices, shards
+
+    told = indices.facts
+
+    def failing(distilled: DistilledSet, number: int, *, path: str | None) -> dict[str, Any]:
+        if number == 3:
+            raise failure
+        return told(distilled, number, path=path)
+
+    for module in (folder, indices, shards):
+        monkeypatch.setattr(module, "facts", failing)
+    result = call("export", chosen, "--to", to, "--out", "exported", "--pixels")
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert_nothing_left(tmp_path)
+
+
+def test_an_original_that_vanishes_on_the_way(
+    call: Call, chosen: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the original that is named, not the place to be written to."""
+    read = Path.read_bytes
+
+    def vanished(path: Path) -> bytes:
+        import threading
+
+        if threading.current_thread() is threading.main_thread():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", vanished)
+    result = call("export", chosen, "--to", "folder", "--out", "exported")
+    assert_refused(result, "the original cannot be read", str(images))
+    assert_nothing_left(tmp_path)
+
+
+def test_a_damaged_set_is_damage(call: Call, chosen: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.h5").write_bytes(chosen.read_bytes()[:2000])
+    assert_refused(call("export", tmp_path / "cut.h5", "--to", "indices", "--out", "exported"), code=3)
+    assert_refused(call("export", "absent.h5", "--to", "indices", "--out", "exported"), "absent.h5")
+
+
+def test_help_says_what_is_written(call: Call) -> None:
+    text = call("export", "--help").stdout
+    for word in ("folder", "webdataset", "indices", "--link", "--pixels", "--shard-bytes", "data.folder"):
+        assert word in text
