@@ -117,5 +117,5 @@ def craig(similarity: GradientDistance, count: int, *, matrix_bytes: int = 1 << 
         bound L; as weights how many rows are assigned to each pick, int64 (count,), N in all.
     """
     rows, gains = facility_location(similarity, count, matrix_bytes=matrix_bytes)
-    means = float(similarity.greatest) - gains.cumsum(dim=0) / similarity.candidates
+    means = float(similarity.greatest) - gains.cumsum(dim=0) / len(similarity.squares)
     return Chosen(rows, means.clamp(min=0), assignment_sizes(similarity, rows))
