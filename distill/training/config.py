@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -67,3 +68,20 @@ class TrainConfig(Strict):
         if self.micro_batches > self.batch_size:
             raise ValueError(f"micro_batches {self.micro_batches} is above batch_size {self.batch_size}")
         return self
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """The learning rate at `epoch` (fractional): linear warm-up, then constant, cosine, or a tenth half-way.
+
+    The cosine ends at 0; stretched by eta, lr(e) = lr (1 + cos(pi e / (eta E))) / 2, it ends above that, as the
+    smoothed learning rate of committee voting does. Half-way is half of the steps, not the end of an epoch: it exists
+    in a training of one epoch too.
+    """
+    if epoch < config.warmup_epochs:
+        return config.lr * (epoch + 1e-3) / config.warmup_epochs
+    if config.schedule == "cosine":
+        done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0) / config.cosine_stretch))
+    if config.schedule == "step" and epoch >= config.epochs / 2:
+        return config.lr * 0.1
+    return config.lr

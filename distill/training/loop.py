@@ -20,7 +20,7 @@ from distill.errors import InputError, NonFiniteError
 from distill.models import build
 from distill.randomness import derive_seed
 from distill.training.batches import Batch, Batches, DeviceImages
-from distill.training.config import TrainConfig
+from distill.training.config import TrainConfig, learning_rate
 from distill.training.gsam import replace_gradients
 from distill.training.job import Job, Pool, Trained
 from distill.training.memory import peak_bytes
@@ -202,23 +202,6 @@ def make_optimizer(parameters: list[Tensor], config: TrainConfig) -> torch.optim
     return torch.optim.AdamW(
         parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True
     )
-
-
-def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """The learning rate at `epoch` (fractional): linear warm-up, then constant, cosine, or a tenth half-way.
-
-    The cosine ends at 0; stretched by eta, lr(e) = lr (1 + cos(pi e / (eta E))) / 2, it ends above that, as the
-    smoothed learning rate of committee voting does. Half-way is half of the steps, not the end of an epoch: it exists
-    in a training of one epoch too.
-    """
-    if epoch < config.warmup_epochs:
-        return config.lr * (epoch + 1e-3) / config.warmup_epochs
-    if config.schedule == "cosine":
-        done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0) / config.cosine_stretch))
-    if config.schedule == "step" and epoch >= config.epochs / 2:
-        return config.lr * 0.1
-    return config.lr
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, epoch: float) -> None:

@@ -15,9 +15,8 @@ from distill.errors import InputError
 from distill.evaluation.controls import Arm, build_arms
 from distill.labels.codecs import decode, encode
 from distill.selection import class_counts
-from distill.training.config import TrainConfig
+from distill.training.config import TrainConfig, learning_rate
 from distill.training.job import Pool
-from distill.training.loop import learning_rate
 
 
 def arms(distilled: DistilledSet, source: Source, **options: Any) -> dict[tuple[str, str], Arm]:

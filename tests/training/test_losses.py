@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from distill.training.config import TrainConfig
-from distill.training.loop import learning_rate, make_optimizer, network_losses
+from distill.training.config import TrainConfig, learning_rate
+from distill.training.loop import make_optimizer, network_losses
 
 K, B, C = 2, 5, 4
 
