@@ -131,6 +131,8 @@ def test_methods_and_schema(call: Call) -> None:
             ["semdedup", "selector"],
             ["simcore", "selector"],
             ["tarot", "selector"],
+            ["trak", "selector"],
+            ["less", "selector"],
             ["score", "selector"],
             ["ccs", "selector"],
             ["d2", "selector"],

@@ -111,6 +111,9 @@ CASES = [
     targeted("simcore", "network", random=True, centroids=3),
     targeted("tarot", "pixels", random=False),
     targeted("tarot", "gradients", random=True),
+    targeted("trak", "gradients", random=True, checkpoints=1),
+    targeted("less", "gradients", random=True, checkpoints=1),
+    targeted("less", "last_layer", random=True, checkpoints=1),
     *(
         Case("score", options, images=2, random=True, behind=options)
         for options in (
