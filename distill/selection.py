@@ -179,6 +179,11 @@ class Selector(Method):
     kind = "selector"
     config: BudgetConfig
 
+    @property
+    def picks_among_all(self) -> bool:
+        """Whether it may pick samples that the selection before left out."""
+        return False
+
     def check_place(self, follows: StepKind | None) -> None:
         if follows == "distiller":
             raise InputError(

@@ -97,7 +97,8 @@ def _check_budgets(steps: Sequence[Method], source: Source) -> None:
         if not isinstance(step, Selector) or not step.config.per_class:
             return  # only a selector's budget per class tells how many images of each class it leaves
         with step_named(number, step):
-            counts = class_budget(counts, source.classes, step.config)
+            there = source_counts(source) if step.picks_among_all else counts
+            counts = class_budget(there, source.classes, step.config)
 
 
 def _check_numbers(steps: Sequence[Method], source: Source) -> None:

@@ -72,6 +72,7 @@ OPEN_TO_SELECTORS = {
     "contracts",
     "errors",
     "files",
+    "machine_paths",
     "randomness",
     "registry",
     "selection",
