@@ -6,8 +6,8 @@ over references i (Cornuejols, Fisher and Nemhauser 1977; as a coreset: Wei, Iye
 subset selection and active learning", ICML 2015). Monotone and submodular. The gain of j is sum_i max(0, s_ij - c_i),
 with c_i how well i is served so far.
 
-Of the N x R similarities, rows are computed as they are needed and kept as far as `matrix_bytes` allow. The picks do
-not depend on what is kept. DeepCore's gain over batches sees the first batch only.
+Rows of the N x R similarities are computed as they are needed and kept as far as `matrix_bytes` allow; the picks do
+not depend on what is kept. DeepCore's gain over batches sees the first batch only; apricot holds the matrix in float64.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from dataselect.greedy import Costs, Picked, lazy_greedy
-from dataselect.similarity import Similarity
+from dataselect.similarity import Similarity, similarity_sums, spans
 
-_SPAN = 1 << 14  # references at once; the order of summation follows it, so it is no option
-_ROWS = 32  # candidates at once
-# Bounds are sums in another order than gains: float32, relative.
+_ROWS = 16  # candidates whose gains are computed at once: with 10,000 references they fit a core's cache
+# Bounds are sums of the same float32 numbers in another order than gains.
 _SLACK = 1 + 2.0**-14
 
 
@@ -34,55 +33,81 @@ class FacilityLocation:
 
     def __init__(self, similarity: Similarity, *, matrix_bytes: int = 1 << 30) -> None:
         self.similarity = similarity
-        self.served = torch.zeros(len(similarity.others), device=similarity.device)  # (R,) c_i
-        self._kept = KeptRows(similarity, matrix_bytes)
+        self.served = torch.zeros(similarity.size[1], device=similarity.device)  # (R,) c_i
+        self._rows = KeptRows(similarity, matrix_bytes)
 
     def bounds(self) -> Tensor:
-        return similarity_sums(self.similarity).mul_(_SLACK)
+        return self._rows.sums().mul_(_SLACK)
 
     def gains(self, rows: Tensor) -> Tensor:
-        return torch.cat([self._sums(part) for part in rows.split(_ROWS)])
+        found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for part, values in zip(found.split(_ROWS), rows.split(_ROWS), strict=True):
+            for span, block in self._rows.blocks(values):
+                part += block.sub_(self.served[span]).clamp_(min=0).sum(dim=1)
+        return found
 
     def add(self, row: int) -> None:
-        place = torch.tensor([row], device=self.similarity.device)
-        for span in spans(len(self.served)):
+        for span, block in self._rows.blocks(torch.tensor([row], device=self.similarity.device)):
             served = self.served[span]
-            torch.maximum(served, self._kept.block(place, span)[0], out=served)
+            torch.maximum(served, block[0], out=served)
 
     def clear(self) -> None:
         self.served.zero_()
 
-    def _sums(self, rows: Tensor) -> Tensor:
-        """float64 (b,): sum_i max(0, s_ij - c_i)."""
-        total = torch.zeros(len(rows), dtype=torch.float64, device=self.similarity.device)
-        for span in spans(len(self.served)):
-            total += self._kept.block(rows, span).sub_(self.served[span]).clamp_(min=0).sum(dim=1)
-        return total
-
 
 class KeptRows:
-    """Rows of similarities, as far as bytes allow."""
+    """Rows of similarities, kept as far as bytes allow: all of them from the beginning, or those asked for first.
+
+    Args:
+        similarity: of N candidates to R references.
+        matrix_bytes: 4 R a row.
+    """
 
     def __init__(self, similarity: Similarity, matrix_bytes: int) -> None:
         self.similarity = similarity
+        candidates, references = similarity.size
+        self._room = min(candidates, matrix_bytes // (4 * references))
+        self._whole = self._room == candidates
+        self._matrix = torch.empty(self._room, references, device=similarity.device)
+        self._places = torch.full(
+            (candidates,), -1, device=similarity.device
+        )  # in the matrix, -1 for not there
+        self._used = 0
 
-    def block(self, rows: Tensor, span: slice) -> Tensor:
-        return self.similarity.block(rows, span)
+    def sums(self) -> Tensor:
+        """sum_i s_ij of every candidate, float64 (N,)."""
+        if not self._whole:
+            return similarity_sums(self.similarity)
+        if self._used:
+            return self._matrix.sum(dim=1, dtype=torch.float64)
+        torch.arange(self._room, out=self._places)
+        self._used = self._room
+        return similarity_sums(self.similarity, out=self._matrix)
 
+    def blocks(self, rows: Tensor) -> list[tuple[slice, Tensor]]:
+        """Similarities of candidates `rows`, int64 (b,), by spans of the references: copies, float32 (b, r)."""
+        places = self._places[rows]
+        if bool((places < 0).any()):
+            self._keep(rows[places < 0])
+            places = self._places[rows]
+        there = bool((places >= 0).all())
+        return [
+            (
+                span,
+                self._matrix[:, span].index_select(0, places) if there else self.similarity.block(rows, span),
+            )
+            for span in spans(self.similarity.size[1])
+        ]
 
-def similarity_sums(similarity: Similarity) -> Tensor:
-    """sum_i s_ij of every candidate: float64 (N,)."""
-    sums = torch.zeros(similarity.candidates, dtype=torch.float64, device=similarity.device)
-    for start in range(0, len(sums), _ROWS):
-        rows = slice(start, min(start + _ROWS, len(sums)))
-        for span in spans(len(similarity.others)):
-            sums[rows] += similarity.block(rows, span).sum(dim=1)
-    return sums
-
-
-def spans(count: int) -> list[slice]:
-    """The references in parts."""
-    return [slice(start, min(start + _SPAN, count)) for start in range(0, count, _SPAN)]
+    def _keep(self, rows: Tensor) -> None:
+        """Compute and keep rows while there is room for all of them."""
+        end = self._used + len(rows)
+        if end > self._room:
+            return
+        for span in spans(self.similarity.size[1]):
+            self.similarity.block(rows, span, out=self._matrix[self._used : end, span])
+        self._places[rows] = torch.arange(self._used, end, device=rows.device)
+        self._used = end
 
 
 def facility_location(
@@ -117,19 +142,14 @@ def assignment_sizes(similarity: Similarity, rows: Tensor) -> Tensor:
         rows: int64, the picks.
     """
     sizes = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    for span in spans(len(similarity.others)):
+    for span in spans(similarity.size[1]):
         best = torch.full((span.stop - span.start,), -torch.inf, device=rows.device)
         server = torch.zeros(len(best), dtype=torch.int64, device=rows.device)
         for start in range(0, len(rows), _ROWS):
-            values, places = _first_max(similarity.block(rows[start : start + _ROWS], span))
-            better = values > best
-            best = torch.where(better, values, best)
-            server = torch.where(better, places + start, server)
+            block = similarity.block(rows[start : start + _ROWS], span)
+            values = block.amax(dim=0)
+            first = (block == values).to(torch.uint8).argmax(dim=0)
+            server = torch.where(values > best, first + start, server)
+            best = torch.maximum(best, values)
         sizes += server.bincount(minlength=len(rows))
     return sizes
-
-
-def _first_max(block: Tensor) -> tuple[Tensor, Tensor]:
-    """The greatest of each column (r,), and the first row that has it, int64 (r,)."""
-    values = block.amax(dim=0)
-    return values, (block == values).to(torch.uint8).argmax(dim=0)

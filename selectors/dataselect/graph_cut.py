@@ -16,8 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dataselect.facility import similarity_sums
-from dataselect.similarity import Similarity
+from dataselect.similarity import Similarity, similarity_sums
 
 _PICKS = 1024  # at once
 
@@ -32,7 +31,8 @@ class GraphCut:
 
     def __init__(self, similarity: Similarity, *, relevance: float) -> None:
         self.similarity = similarity
-        scale = relevance * similarity.candidates / len(similarity.others)
+        candidates, references = similarity.size
+        scale = relevance * candidates / references
         self._alone = similarity_sums(similarity) * scale - similarity.own()  # (N,) gains to the empty set
         self.clear()
 

@@ -24,13 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.errors import NonFiniteError
 from distill.randomness import generator
 
 SimilarityKind = Literal["cosine", "shifted_cosine", "rbf", "distance"]
 
 _LEAST = 16
+_SPAN = 1 << 14  # references at once
+_TILE = 512  # candidates, and references, of a tile: it fits a core's cache
 _BANDWIDTH_ROWS = 1000  # of whose distances the bandwidth is the median
-_SCALED_AT_ONCE = 4096  # rows
+_OWN_AT_ONCE = 64  # rows whose products with themselves stand among all of theirs
+_ROWS_AT_ONCE = 4096  # to look at, or to scale
 
 
 class Similarity(ABC):
@@ -47,9 +51,9 @@ class Similarity(ABC):
         self.others = features if references is None else features[references]  # (R, D)
 
     @property
-    def candidates(self) -> int:
-        """N."""
-        return len(self.features)
+    def size(self) -> tuple[int, int]:
+        """(N, R)."""
+        return len(self.features), len(self.others)
 
     @property
     def device(self) -> torch.device:
@@ -114,12 +118,13 @@ class ShiftedCosine(Cosine):
 class _OfDistances(Similarity):
     """What follows from distances: ||x - y||^2 = ||x||^2 + ||y||^2 - 2 <x, y>, never below 0.
 
-    With centred features its rounding is some 1e-7 of ||x||^2; rows that are equal get equal similarities.
+    All three terms are products of one kind, so that the distance between equal rows is exactly 0; between others the
+    square is off by some 1e-7 of ||x||^2.
     """
 
     def __init__(self, features: Tensor, references: Tensor | None = None) -> None:
         super().__init__(features, references)
-        self.squares = features.square().sum(dim=1)  # (N,)
+        self.squares = _own_products(features)  # (N,)
         self.other_squares = self.squares if references is None else self.squares[references]
 
     def _terms(self, rows: Tensor | slice) -> Tensor:
@@ -130,7 +135,7 @@ class _OfDistances(Similarity):
 
     def _squared_distances_(self, products: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
         assert left is not None and right is not None
-        return products.mul_(-2).add_(left[:, None]).add_(right).clamp_(min=0)
+        return products.mul_(-2).add_(left[:, None] + right).clamp_(min=0)
 
 
 class Rbf(_OfDistances):
@@ -194,12 +199,59 @@ def similarity_of(
     return plain[kind](features, references)
 
 
+def refuse_non_finite(features: Tensor) -> None:
+    """Raise NonFiniteError where features (N, D) hold NaN or infinite values."""
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        wrong = ~features[start : start + _ROWS_AT_ONCE].isfinite().all(dim=1)
+        if bool(wrong.any()):
+            raise NonFiniteError(
+                "features are NaN or infinite, and have no similarities",
+                found=f"row {start + int(wrong.nonzero()[0])} of {len(features)}",
+                fix="look at the images, or measure in other features",
+            )
+
+
 def median_distance(features: Tensor, *, seed: int) -> float:
     """The median distance between different rows of a random sample of 1,000; 1 where no rows differ."""
     order = torch.randperm(len(features), generator=generator(seed, "bandwidth"))[:_BANDWIDTH_ROWS]
     distances = F.pdist(features[order.to(features.device)])
     apart = distances[distances > 0]
     return float(apart.median()) if len(apart) else 1.0
+
+
+def spans(references: int) -> list[slice]:
+    """All references in parts that are large enough for speed and small enough for memory.
+
+    Sums over references follow these parts, so that their rounding is the same wherever they are taken.
+    """
+    return [slice(start, min(start + _SPAN, references)) for start in range(0, references, _SPAN)]
+
+
+def similarity_sums(similarity: Similarity, *, out: Tensor | None = None) -> Tensor:
+    """sum_i s_ij of every candidate: float64 (N,).
+
+    Where the references are the candidates, the half of all pairs is computed, and each tile counts for two.
+
+    Args:
+        similarity: of N candidates to R references.
+        out: float32 (N, R), where the similarities are left.
+    """
+    candidates, references = similarity.size
+    symmetric = similarity.references is None
+    sums = torch.zeros(candidates, dtype=torch.float64, device=similarity.device)
+    for top in range(0, candidates, _TILE):
+        rows = slice(top, min(top + _TILE, candidates))
+        for left in range(top if symmetric else 0, references, _TILE):
+            columns = slice(left, min(left + _TILE, references))
+            tile = similarity.block(rows, columns)
+            sums[rows] += tile.sum(dim=1)
+            if out is not None:
+                out[rows, columns] = tile
+            if symmetric and left > top:
+                sums[columns] += tile.sum(dim=0)
+                if out is not None:
+                    out[columns, rows] = tile.T
+    return sums
 
 
 def _products(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
@@ -211,6 +263,12 @@ def _products(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
     return products if out is None else out.copy_(products)
 
 
+def _own_products(features: Tensor) -> Tensor:
+    """<x, x> of every row (N,), to the bit what `_products` gives."""
+    parts = [_products(part, part, None).diagonal() for part in features.split(_OWN_AT_ONCE)]
+    return torch.cat(parts)
+
+
 def _filled(rows: Tensor) -> Tensor:
     """At least `_LEAST` rows, by rows of zeros."""
     return F.pad(rows, (0, 0, 0, max(_LEAST - len(rows), 0)))
@@ -218,7 +276,7 @@ def _filled(rows: Tensor) -> Tensor:
 
 def _scale_rows_(features: Tensor) -> None:
     """Rows to length 1, in place; rows of zeros stay."""
-    for start in range(0, len(features), _SCALED_AT_ONCE):
-        part = features[start : start + _SCALED_AT_ONCE]
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        part = features[start : start + _ROWS_AT_ONCE]
         lengths = torch.linalg.vector_norm(part, dim=1, keepdim=True)
         part.div_(torch.where(lengths > 0, lengths, 1))
