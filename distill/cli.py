@@ -255,7 +255,8 @@ def export(
     webdataset  OUT/train-*.tar with the same in a .json beside each image, and OUT/classes.txt
     indices     OUT alone, a JSON object a line, in the order of the set
 
-    `distill run` reads the first two with data.name=folder and data.name=webdataset.
+    `distill run` reads the first two with data.name=folder and with data.name=webdataset data.test=0.2, the share
+    that becomes the test split.
     """
     from distill.export import Wish
     from distill.export import export as write
