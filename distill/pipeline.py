@@ -394,10 +394,11 @@ def evaluate(
         open_progress(None, quiet=quiet) as progress,
     ):
         made = read_provenance(distilled, where=str(path))
-        loaded, plain = recipe_of_set(path, made, arguments, progress=progress)
+        unread = () if _tests_on_target(made.recipe, arguments) else ("target",)
+        loaded, plain = recipe_of_set(path, made, arguments, progress=progress, without=unread)
         recipe = loaded.recipe
-        if recipe.evaluate.on not in ("target", "transfer") and recipe.target is not None:
-            recipe = recipe.model_copy(update={"target": None})  # it is not read
+        if unread:
+            recipe = recipe.model_copy(update={"target": None})
         _refuse_nothing(recipe)
         refuse_absent_files(recipe, sections=("evaluate",))
         distilled = replace(distilled, train=overridden_train(distilled.train, loaded, plain))
@@ -408,6 +409,17 @@ def evaluate(
                 progress.warn("these are not the training data that the set was made from")
             encoding = None if encoder is None else Path(encoder)
             return _evaluate(distilled, source, path, shop, ledger=None, out=folder, encoder=encoding)
+
+
+def _tests_on_target(recipe: Mapping[str, Any] | None, arguments: Sequence[str]) -> bool:
+    """Whether an evaluation reads the target of a set's recipe: told before the recipe is, which may lack its path."""
+    asked = (recipe or {}).get("evaluate")
+    on = asked.get("on") if isinstance(asked, dict) else None
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "evaluate.on":
+            on = value.strip()
+    return on in ("target", "transfer")
 
 
 def _refuse_nothing(recipe: Recipe) -> None:

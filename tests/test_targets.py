@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,6 +108,27 @@ def test_a_run_is_tested_on_the_target(tmp_path: Path, monkeypatch: pytest.Monke
     assert again.results[0].accuracies == mine
 
 
+def test_a_set_alone_is_evaluated_without_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of a target stays out of the set; where nobody reads the target, nobody asks for it."""
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    numbers = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    file = tmp_path / "target.npz"
+    names = {"x_train": numbers, "y_train": np.arange(40) % 2, "x_test": numbers, "y_test": np.arange(40) % 2}
+    np.savez(file, **names)
+    simcore = {"simcore": {"count": 12, "features": "pixels", "centroids": 4}}
+    recipe = {**TINY, "steps": [simcore], "target": {"name": "arrays", "path": str(file)}}
+    done = pipeline.run(recipe, ["evaluate.on=nothing"], out=tmp_path / "a", device="cpu", quiet=True)
+    alone = tmp_path / "alone" / "set.h5"
+    alone.parent.mkdir()
+    alone.write_bytes(done.folder.set.read_bytes())
+    assert str(tmp_path).encode() not in alone.read_bytes()
+    assert pipeline.evaluate(alone, ["evaluate.on=data"], device="cpu", quiet=True).results
+    with pytest.raises(InputError, match="path"):
+        pipeline.evaluate(alone, ["evaluate.on=target"], device="cpu", quiet=True)
+    named = ["evaluate.on=target", f"target.path={file}"]
+    assert pipeline.evaluate(alone, named, device="cpu", quiet=True).results
+
+
 def test_a_run_without_students_leaves_a_set_and_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +144,14 @@ def test_a_run_without_students_leaves_a_set_and_a_report(
     assert pipeline.evaluate(done.folder.set, ["evaluate.on=data"], device="cpu", quiet=True).results
     text = pipeline.dry_run(TINY, ["evaluate.on=nothing", "target=null"], out=tmp_path / "c", device="cpu")
     assert "no student is trained" in text
+
+
+def test_errors_in_the_target_name_the_target(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        pipeline.run(
+            TINY, [f"target={{name: folder, folder: {tmp_path}/none}}"], out=tmp_path / "a", device="cpu"
+        )
+    assert caught.value.where == "target.folder"
 
 
 # --- the validation split as a target

@@ -10,7 +10,7 @@ from dataclasses import replace
 from distill.contracts import Progress, Source
 from distill.data.base import Data, DataConfig, Plan
 from distill.data.valid import ValidConfig, ValidTarget
-from distill.errors import InputError
+from distill.errors import DistillError, InputError
 from distill.registry import DATA, lookup
 from distill.training.config import Strict
 
@@ -27,7 +27,14 @@ def open_target(config: Strict, source: Source, *, seed: int, progress: Progress
     if isinstance(config, ValidConfig):
         return ValidTarget(config).of(source, seed=seed)
     assert isinstance(config, DataConfig), "a name in distill.registry.TARGETS"
-    return open_source(config, seed=seed, progress=progress)
+    try:
+        return open_source(config, seed=seed, progress=progress)
+    except DistillError as error:
+        if error.where is not None and error.where.startswith(
+            "data."
+        ):  # sources know themselves by that name
+            error.where = f"target.{error.where.removeprefix('data.')}"
+        raise
 
 
 def with_target(source: Source, target: Source) -> Source:

@@ -80,12 +80,12 @@ class Plan:
 class Data(ABC):
     """A data source. A subclass sets its `name` and `Config`, and finds what is there.
 
-    `files` is whether its images are files, or members of archives, whose paths can be told.
+    `has_files` is whether its images are files, or members of archives, whose paths can be told.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[DataConfig]]
-    files: ClassVar[bool] = False
+    has_files: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config

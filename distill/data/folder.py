@@ -64,7 +64,7 @@ class Folder(Data):
 
     name = "folder"
     Config = FolderConfig
-    files = True
+    has_files = True
 
     def find(self, progress: Progress) -> Found:
         train, test, notes = self._trees()

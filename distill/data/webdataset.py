@@ -57,7 +57,7 @@ class WebDataset(Data):
 
     name = "webdataset"
     Config = WebDatasetConfig
-    files = True
+    has_files = True
 
     def find(self, progress: Progress) -> Found:
         test = self._test_shards()

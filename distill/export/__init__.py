@@ -143,7 +143,7 @@ def _originals(
     needed = wish.to != "indices" or bool(wish.originals or overrides)
     try:
         data = _data(distilled, path, overrides, progress)
-        if wish.to == "indices" and not data.files:
+        if wish.to == "indices" and not data.has_files:
             if needed:
                 raise InputError(
                     "the data are no files whose paths could be told", where=f"data.name={data.name}"
