@@ -32,7 +32,7 @@ from distill.randomness import derive_seed, generator
 from distill.selection import Picks, class_budget, class_counts, select, source_counts, whole_budget
 from distill.training.config import Positive
 
-EPSILON = 0.1
+EPSILON = 0.01
 
 # Stochastic greedy takes ln(1 / epsilon) passes over all pairs, lazy greedy three to ten and keeps none of so many.
 _PAIRS_FOR_LAZY = 50_000**2
