@@ -115,7 +115,8 @@ class Batch:
         images: float32 (K, B, Ch, H, W).
         targets: int64 (K, B) classes, or float32 (K, B, C): probabilities, or logits where the loss takes these.
         index: int64 (K, B), numbers of the samples in their jobs.
-        weights: float32 (K, B), None where all samples count alike; see `mixed_weights`.
+        weights: of the views, float32 (K, B), whose mean is taken by them; None where all count alike.
+        counts: how much each sample counts in a plain mean, float32 (K, B), see `mixed_counts`; None where all alike.
         pairs: int64 (K, B, 2), the classes of the image and of the one that is mixed in, for losses that ask for them.
         ratio: float32 (K, B), the share of the image itself, beside `pairs`.
     """
@@ -124,6 +125,7 @@ class Batch:
     targets: Tensor
     index: Tensor
     weights: Tensor | None = None
+    counts: Tensor | None = None
     pairs: Tensor | None = None
     ratio: Tensor | None = None
 
@@ -141,7 +143,7 @@ class Batch:
         return [Batch(*part) for part in zip(*cut, strict=True)]
 
     def share(self, whole: Batch) -> Tensor | float:
-        """How much this part counts in the mean over the whole batch; (K,) where samples have weights."""
+        """How much this part counts in the mean over the whole batch; (K,) where views have weights."""
         if self.weights is None or whole.weights is None:
             return self.index.shape[1] / whole.index.shape[1]
         return self.weights.sum(dim=1) / whole.weights.sum(dim=1).clamp(min=1e-12)
@@ -195,10 +197,10 @@ class Batches:
 
     def _batch(self, epoch: int, index: Tensor) -> Batch:
         images = apply_views(self._look(index), self.looks.views(epoch, index))
-        targets, weights = self._targets(index), self._weights(index)
+        targets, counts = self._targets(index), self._counts(index)
         if self.config.mix != "none":
-            images, targets, weights = self._mix(epoch, index, images, targets, weights)
-        return Batch(images.view(*index.shape, *images.shape[1:]), targets, index, weights)
+            images, targets, counts = self._mix(epoch, index, images, targets, counts)
+        return Batch(images.view(*index.shape, *images.shape[1:]), targets, index, counts=counts)
 
     def _look(self, index: Tensor) -> Tensor:
         """The samples `index` (K, B) as they are: (K*B, Ch, H, W)."""
@@ -215,7 +217,7 @@ class Batches:
         ]
         return torch.stack(parts)
 
-    def _weights(self, index: Tensor) -> Tensor | None:
+    def _counts(self, index: Tensor) -> Tensor | None:
         """How much the samples `index` (K, B) count, float32 (K, B); None where all count alike."""
         if self.pool_of[0].weights is None:
             return None
@@ -227,35 +229,35 @@ class Batches:
         return torch.stack(parts)
 
     def _mix(
-        self, epoch: int, index: Tensor, images: Tensor, targets: Tensor, weights: Tensor | None
+        self, epoch: int, index: Tensor, images: Tensor, targets: Tensor, counts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Mix each sample with its partner's own view of the same epoch, and the targets and weights alike."""
+        """Mix each sample with its partner's own view of the same epoch, and the targets and counts alike."""
         mix = self.looks.mix(epoch, index)
         partner = mix.partner.view_as(index)
         others = apply_views(self._look(partner), self.looks.partner_views(epoch, partner))
         ratio = mix.ratio.view_as(index)
-        if weights is not None:
-            theirs = self._weights(partner)
+        if counts is not None:
+            theirs = self._counts(partner)
             assert theirs is not None
-            ratio, weights = mixed_weights(weights, theirs, ratio)
+            ratio, counts = mixed_counts(counts, theirs, ratio)
         targets = targets * ratio[..., None] + self._targets(partner) * (1 - ratio[..., None])
-        return apply_mix(images, others, mix), targets, weights
+        return apply_mix(images, others, mix), targets, counts
 
 
-def mixed_weights(weights: Tensor, others: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+def mixed_counts(counts: Tensor, others: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
     """How much a mixed sample counts, and the share of its own target in it.
 
     A share r of a sample of weight w and 1 - r of one of weight v count r w + (1 - r) v together; cross-entropy, which
     is linear in the target, then is r w times the first one's and (1 - r) v times the second's.
 
     Args:
-        weights, others: w and v, of one shape.
+        counts, others: w and v, of one shape.
         ratio: r.
 
     Returns:
         The share r w / (r w + (1 - r) v), r itself where both weights are 0, and the weight.
     """
-    own, whole = ratio * weights, ratio * weights + (1 - ratio) * others
+    own, whole = ratio * counts, ratio * counts + (1 - ratio) * others
     return torch.where(whole > 0, own / whole.clamp(min=1e-12), ratio), whole
 
 
@@ -349,10 +351,9 @@ class PlannedBatches:
             logits, weights = self.labels.batch(epoch, start, images, index)
             targets = soft_targets(logits, self.config)
             pairs, ratio = self._mixed(epoch, index)
-            weights = self._weighted(epoch, index, weights)
-            yield Batch(
-                *(None if x is None else x[None] for x in (images, targets, index, weights, pairs, ratio))  # type: ignore[arg-type]
-            )
+            counts = self._counted(epoch, index)
+            parts = (images, targets, index, weights, counts, pairs, ratio)
+            yield Batch(*(None if x is None else x[None] for x in parts))  # type: ignore[arg-type]
 
     def _mixed(self, epoch: int, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The classes (B, 2) of the two images of each view, and the share of the first (B,), where the loss asks."""
@@ -361,15 +362,12 @@ class PlannedBatches:
         mix = self.views.looks.mix(epoch, index[None])
         return self.views.plan.pairs(epoch, index, self.classes), mix.ratio
 
-    def _weighted(self, epoch: int, index: Tensor, weights: Tensor | None) -> Tensor | None:
-        """The weights of the views (B,) times those of their images; None where all count alike."""
-        if self.counts is None:
-            return weights
-        counts = self.counts[index]
-        if self.views.plan.mix != "none":
-            mix = self.views.looks.mix(epoch, index[None])
-            _, counts = mixed_weights(counts, self.counts[mix.partner], mix.ratio)
-        return counts if weights is None else weights * counts
+    def _counted(self, epoch: int, index: Tensor) -> Tensor | None:
+        """How much the views of the images `index` (B,) count, (B,); None where all count alike."""
+        if self.counts is None or self.views.plan.mix == "none":
+            return None if self.counts is None else self.counts[index]
+        mix = self.views.looks.mix(epoch, index[None])
+        return mixed_counts(self.counts[index], self.counts[mix.partner], mix.ratio)[1]
 
     def _places(self, number: int) -> Iterator[tuple[int, int]]:
         """Pass and start of each batch of an epoch."""

@@ -81,7 +81,7 @@ class Pool:
         targets: int64 (N,) class numbers, or float32 (N, C) logits (soft labels before the softmax).
         preprocessing: what is done to an image before a network sees it.
         views: labels of views, which then take the place of `targets`, orders and augmentation; None without them.
-        weights: how much each sample counts, float32 (N,), 0 or more; None where all count alike.
+        weights: how much each sample counts, float32 (N,), 0 or more, of mean 1; None where all count alike.
     """
 
     images: Tensor

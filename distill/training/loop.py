@@ -133,6 +133,7 @@ def _fit(
                 config,
                 temperature=batches.temperature,
                 weights=part.weights,
+                counts=part.counts,
                 pairs=part.pairs,
                 ratio=part.ratio,
             )
@@ -216,6 +217,7 @@ def network_losses(
     *,
     temperature: float,
     weights: Tensor | None = None,
+    counts: Tensor | None = None,
     pairs: Tensor | None = None,
     ratio: Tensor | None = None,
 ) -> Tensor:
@@ -236,7 +238,9 @@ def network_losses(
         logits: float32 (K, B, C).
         targets: int64 (K, B); or float32 (K, B, C), probabilities or logits, see `soft_targets`.
         temperature: T; 1 where the targets come from classes and not from a teacher.
-        weights: of the samples, float32 (K, B); None is 1 for all.
+        weights: of the views, float32 (K, B), by which the mean is taken; None is 1 for all.
+        counts: of the samples, float32 (K, B), by which their losses are multiplied before the mean: of mean 1 over all
+            samples, so that batches together give the weighted mean over all; None is 1 for all.
         pairs, ratio: as in `Batch`, for the losses that compare distances.
 
     Returns:
@@ -246,6 +250,8 @@ def network_losses(
         per_sample = _distance_losses(logits, targets, config, pairs, ratio, temperature=temperature)
     else:
         per_sample = _sample_losses(logits, targets, config, temperature=temperature)
+    if counts is not None:
+        per_sample = per_sample * counts
     if weights is None:
         return per_sample.mean(dim=1)
     return (per_sample * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)

@@ -20,6 +20,7 @@ from distill.training import looks
 from distill.training.batches import Batch, Batches, DeviceImages
 from distill.training.engine import stackable
 from distill.training.job import Job, Pool
+from distill.training.loop import network_losses
 
 CPU = torch.device("cpu")
 MakeJob = Callable[..., Job]
@@ -270,9 +271,9 @@ def test_weights_of_one_change_nothing_but_the_weights(
     for plain_batch, batch in zip(all_batches([job]), all_batches([weighted]), strict=True):
         torch.testing.assert_close(batch.targets, plain_batch.targets)
         torch.testing.assert_close(batch.images, plain_batch.images)
-        assert plain_batch.weights is None
-        assert batch.weights is not None
-        torch.testing.assert_close(batch.weights, torch.ones_like(batch.weights))
+        assert plain_batch.counts is None
+        assert batch.counts is not None
+        torch.testing.assert_close(batch.counts, torch.ones_like(batch.counts))
 
 
 def test_each_sample_brings_its_own_weight(make_job: MakeJob, digits: Pool) -> None:
@@ -280,8 +281,8 @@ def test_each_sample_brings_its_own_weight(make_job: MakeJob, digits: Pool) -> N
     job = make_job(pool=replace(digits, weights=weights), samples=24, augment="none")
     assert job.indices is not None
     for batch in all_batches([job]):
-        assert batch.weights is not None
-        torch.testing.assert_close(batch.weights[0], weights[job.indices[batch.index[0]]])
+        assert batch.counts is not None
+        torch.testing.assert_close(batch.counts[0], weights[job.indices[batch.index[0]]])
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
@@ -305,8 +306,8 @@ def test_the_loss_of_a_mixed_sample_is_the_weighted_sum_of_its_two(
         scores = torch.randn(len(first), 10, generator=generator, dtype=torch.float64).log_softmax(dim=1)
         wanted = -ratio * own[first] * scores.gather(1, labels[first, None])[:, 0]
         wanted -= (1 - ratio) * own[second] * scores.gather(1, labels[second, None])[:, 0]
-        assert batch.weights is not None
-        found = -(batch.targets[0] * scores).sum(dim=1) * batch.weights[0]
+        assert batch.counts is not None
+        found = -(batch.targets[0] * scores).sum(dim=1) * batch.counts[0]
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -314,3 +315,24 @@ def test_weighted_and_plain_pools_are_not_stacked(make_job: MakeJob, digits: Poo
     job = make_job()
     weighted = replace(job, pool=replace(digits, weights=torch.ones(len(digits))))
     assert stackable([job, weighted, job]) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 24])
+def test_batches_of_any_size_together_give_the_weighted_loss_of_all(
+    batch_size: int, make_job: MakeJob, digits: Pool
+) -> None:
+    """A mean by weights inside each batch would not: alone in its batch, a sample would count as any other."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(len(digits), generator=generator) ** 4
+    pool = replace(digits, weights=weights / weights.mean())
+    job = make_job(pool=pool, samples=24, augment="none", batch_size=batch_size, label_smoothing=0.0)
+    assert job.indices is not None and pool.weights is not None
+    scores = torch.randn(24, 10, generator=generator)
+    own, labels = pool.weights[job.indices], digits.targets[job.indices]
+    wanted = (own * torch.nn.functional.cross_entropy(scores, labels, reduction="none")).sum() / 24
+    found = torch.tensor(0.0)
+    for batch in Batches([job], CPU).epoch(0):
+        logits = scores[batch.index[0]][None]
+        loss = network_losses(logits, batch.targets, job.config, temperature=1.0, counts=batch.counts)
+        found += loss[0] * batch.index.shape[1] / 24
+    torch.testing.assert_close(found, wanted)
