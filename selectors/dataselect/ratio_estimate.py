@@ -5,14 +5,16 @@ their similarity is positive; the size of the fold is  k* = argmin_k OT(uniform(
 union of U_{k*} over folds is the selection, and its share of the candidates the ratio (Feng et al., "TAROT: Targeted
 Data Selection via Optimal Transport", ICML 2025, arXiv 2412.00420, section 3: optimal transport minimisation).
 
-What we do differently: the release walks k = 1, 2, ..., solves each transport from scratch, and stops at the first
-increase, one size too late and often too early: the curve is noisy. We keep the least of all k. Few of them have to be
-solved: the transport is convex in the masses, and any feasible potentials (f, g) bound it for every k at once,
+What we do differently: the release walks k = 1, 2, ..., solves each transport from scratch, stops at the first increase
+and keeps what increased it. The curve is flat and noisy about its least, so that where it first rises is chance, and so
+is where it is least. We take the smallest k whose distance is within a `tolerance` of the best of all k (up to
+the tolerance itself; sizes that differ by less than 2% are not told apart). Few have to be solved: any feasible
+potentials (f, g) bound the transports of every k at once,
 
     OT_k >= mean_{i in U_k} f_i + mean_j g_j,
 
-so that the k of the least bound is solved next, until no bound is below the best by more than a `tolerance`. Bounds of
-one fold serve the others, since potentials extend to all samples of the target. That takes about 5 transports a fold.
+so that the k of the least bound is solved next, until no bound says that another may be better by the tolerance. The
+bounds of one fold serve the others, since potentials extend to all samples of the target: about 5 transports a fold.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from dataselect.transport import Solver
 from distill.errors import InputError
 from distill.randomness import generator
 
-_DEPTH = 64  # neighbours looked at first; four times as many wherever the best is beyond half of them
+_DEPTH = 256  # neighbours looked at first; four times as many wherever the best is beyond half of them
+_STEP = 0.02  # by which share sizes differ that are told apart
 _POSITIVE = 2.0  # squared distance of unit rows below which their similarity is positive
 
 
@@ -38,7 +41,7 @@ class FoldCurve:
     """The transports solved for one fold.
 
     Args:
-        neighbours: k* of the least distance; 0 where no candidate has a positive similarity to the fold.
+        neighbours: k*; 0 where no candidate has a positive similarity to the fold.
         points: (k, samples proposed, distance), by k.
     """
 
@@ -79,7 +82,7 @@ def estimate_ratio(
         candidates: float32 (N, D), length 1.
         target: float32 (M, D), length 1, M at least `folds`.
         folds: K.
-        tolerance: a size is not solved where it cannot be better by this share of the distance.
+        tolerance: by which share of the least distance that of a smaller size may exceed it.
         seed: of the cut into folds.
         solver: of the transports.
         memory: as for `Distances`.
@@ -132,16 +135,10 @@ class _Bounds:
         self.of_candidates.append(f.double())
         self.of_target.append(g.double())
 
-    def of_prefixes(self, order: Tensor, sizes: Tensor, others: Tensor) -> Tensor:
-        """The greatest bound for the first `sizes` of `order`, each transported to `others`: (len(sizes),)."""
-        found = torch.full(sizes.shape, -torch.inf, dtype=torch.float64, device=sizes.device)
-        for f, g in zip(self.of_candidates, self.of_target, strict=True):
-            found = torch.maximum(found, f[order].cumsum(dim=0)[sizes - 1] / sizes + g[others].mean())
-        return found
-
-    def nearest_potentials(self, others: Tensor) -> Tensor | None:
-        """Potentials of the last transport."""
-        return self.of_target[-1][others] if self.of_target else None
+    def of_prefixes(self, number: int, order: Tensor, sizes: Tensor, others: Tensor) -> Tensor:
+        """What potentials `number` say of the first `sizes` of `order`, each moved to `others`: (len(sizes),)."""
+        f, g = self.of_candidates[number], self.of_target[number]
+        return f[order].cumsum(dim=0)[sizes - 1] / sizes + g[others].mean()
 
 
 def _search(
@@ -160,31 +157,66 @@ def _search(
     others = rest.nonzero()[:, 0]
     order = layer.argsort(stable=True)
     proposed = torch.bincount(layer, minlength=depth + 1)[:depth]
-    ks = proposed.nonzero()[:, 0] + 1  # a k that proposes nobody new is the set before it
+    ks, sizes = _told_apart(proposed.cumsum(dim=0))
     if not len(ks):
         return FoldCurve(0, ())
-    sizes = proposed.cumsum(dim=0)[ks - 1]
-    lower = bounds.of_prefixes(order, sizes, others)
-    open_ = torch.ones_like(ks, dtype=torch.bool)
-    solved: dict[int, tuple[int, float]] = {}
-    place = int(lower.argmin()) if bounds.of_target else len(ks) // 4
-    while True:
-        size = int(sizes[place])
-        found = solver.solve(
-            bounds.distances.part(order[:size], others), start=bounds.nearest_potentials(others)
-        )
-        solved[int(ks[place])] = (size, found.cost)
-        open_[place] = False
+    lower = torch.full(ks.shape, -torch.inf, dtype=torch.float64, device=ks.device)
+    tightest = torch.zeros_like(ks)  # whose bound it is
+    solved: dict[int, float] = {}  # by place in ks
+
+    def bound(number: int) -> None:
+        nonlocal lower
+        found = bounds.of_prefixes(number, order, sizes, others)
+        tightest[found > lower] = number
+        lower = torch.maximum(lower, found)
+
+    for number in range(len(bounds.of_target)):
+        bound(number)
+    place: int | None = int(lower.argmin()) if bounds.of_target else len(ks) // 4
+    while place is not None:
+        start = bounds.of_target[int(tightest[place])][others] if bounds.of_target else None
+        part = bounds.distances.part(order[: int(sizes[place])], others)
+        found = solver.solve(part, start=start)
+        solved[place] = found.cost
         potentials = torch.full((len(rest),), -torch.inf, dtype=torch.float64, device=held.device)
         potentials[others] = found.g
         bounds.add(potentials)
-        lower = bounds.of_prefixes(order, sizes, others).masked_fill(~open_, torch.inf)
-        best = min(cost for _, cost in solved.values())
-        place = int(lower.argmin())
-        if float(lower[place]) >= best * (1 - tolerance):
-            break
-    points = tuple((k, *solved[k]) for k in sorted(solved))
-    return FoldCurve(min(points, key=lambda point: point[2])[0], points)
+        bound(len(bounds.of_target) - 1)
+        place = _next(lower, solved, tolerance)
+    points = tuple((int(ks[place]), int(sizes[place]), solved[place]) for place in sorted(solved))
+    return FoldCurve(int(ks[_smallest(solved, tolerance)]), points)
+
+
+def _told_apart(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The k at which the size has grown by `_STEP` since the k before, and their sizes."""
+    kept: list[tuple[int, int]] = []
+    for k, size in enumerate(sizes.tolist(), start=1):
+        if size > (kept[-1][1] * (1 + _STEP) if kept else 0):
+            kept.append((k, size))
+    ks, found = torch.tensor(kept, dtype=torch.int64, device=sizes.device).reshape(-1, 2).unbind(dim=1)
+    return ks, found
+
+
+def _next(lower: Tensor, solved: dict[int, float], tolerance: float) -> int | None:
+    """The place to solve next, None where the answer is known.
+
+    As long as some size may be better by the tolerance than the best, it is the one of the least bound. Then it is
+    half-way among the smaller sizes than the answer so far that may be within the tolerance of the best.
+    """
+    left = lower.clone()
+    left[list(solved)] = torch.inf
+    best = min(solved.values())
+    place = int(left.argmin())
+    if float(left[place]) < best * (1 - tolerance):
+        return place
+    smaller = (left[: _smallest(solved, tolerance)] <= best * (1 + tolerance)).nonzero()[:, 0]
+    return int(smaller[len(smaller) // 2]) if len(smaller) else None
+
+
+def _smallest(solved: dict[int, float], tolerance: float) -> int:
+    """The first place whose distance is within the tolerance of the best."""
+    most = min(solved.values()) * (1 + tolerance)
+    return min(place for place, cost in solved.items() if cost <= most)
 
 
 def _refuse_unlike(proposed: int) -> None:

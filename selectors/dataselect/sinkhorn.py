@@ -2,11 +2,12 @@
 
     P_ij = a_i b_j exp((f_i + g_j - c_ij) / eps),   f and g such that P 1 = a and P^T 1 = b
 
-(Cuturi, "Sinkhorn Distances", NeurIPS 2013). eps falls by halves to `EPS` times the mean distance, each level starting
+(Cuturi, "Sinkhorn Distances", NeurIPS 2013). eps falls by halves to `EPS` times the cost, each level starting
 from the potentials of the one before (Schmitzer, "Stabilized Sparse Scaling Algorithms for Entropy Regularized
 Transport Problems", SIAM J. Sci. Comput. 2019: scalings of a plan that is computed anew when they grow too large). At
 the last level, steps are lengthened by `RELAXATION` (Thibault et al., "Overrelaxed Sinkhorn-Knopp Algorithm for
-Regularized Optimal Transport", Algorithms 2021), measured 10 times fewer; if that diverges, they are not.
+Regularized Optimal Transport", Algorithms 2021), measured 10 times fewer; where
+that does not converge, they are not.
 
 The value is that of the transport without entropy: potentials are made feasible by f_i = min_j c_ij - g_j, then
 g_j = min_i c_ij - f_i, whose value sum a f + sum b g is never above the exact one, and measured at most 0.03% below.
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from dataselect.distances import Distances, Transport, feasible
 
-EPS = 1e-3  # of the last level, in units of the mean distance
-TOLERANCE = 1e-3  # of the marginals, sum_i |sum_j P_ij - a_i|
-RELAXATION = 1.8
+EPS = 1e-3  # of the last level, in units of the cost
+TOLERANCE = 5e-3  # of the marginals, sum_i |sum_j P_ij - a_i|
+RELAXATION = 1.95
 _ITERATIONS = 5000  # of the last level
 _LEVEL_TOLERANCE, _LEVEL_ITERATIONS = 5e-2, 100  # of the levels before
-_FROM_KNOWN = 8  # times the last eps, where potentials are known
+_COARSE = 8e-3  # of the level at which the cost is nearly known, in units of the mean distance
+_LEAST = 1e-6  # of eps: points that are all the same are no distance apart
 _ABSORBED = 10.0  # logarithm of a scaling above which the plan is computed anew
 
 
@@ -47,23 +49,43 @@ def sinkhorn(
         A feasible pair of potentials, its value, and by how much the marginals of the plan are missed.
     """
     a, b = a.float(), b.float()
-    scale = float(sum((a[rows] @ block @ b for rows, block in distances.blocks()), torch.zeros(())))
-    last = max(EPS * scale, 1e-9)  # points that are all the same are no distance apart
-    eps = max(last, 2.0 if start is None else _FROM_KNOWN * last)
+    mean = float(sum((a[rows] @ block @ b for rows, block in distances.blocks()), torch.zeros(())))
+    coarse = max(_COARSE * mean, _LEAST)
     g = torch.zeros_like(b) if start is None else start.to(b)
-    while eps > last:
-        _, g, _ = _balanced(
-            distances, a, b, g, eps, relaxation=1, tolerance=_LEVEL_TOLERANCE, iterations=_LEVEL_ITERATIONS
+    for eps in _halved(2.0 if start is None else coarse, coarse):
+        g = _level(distances, a, b, g, eps)
+    last = max(EPS * _value(a, b, *feasible(distances, g)), 1e-2 * EPS * mean, _LEAST)
+    for eps in _halved(coarse, last):
+        g = _level(distances, a, b, g, eps)
+    tries = []
+    for relaxation in (RELAXATION, 1.0):
+        _, found, error = _balanced(
+            distances, a, b, g, last, relaxation=relaxation, tolerance=TOLERANCE, iterations=iterations
         )
-        eps = max(eps / 2, last)
-    found = _balanced(
-        distances, a, b, g, eps, relaxation=RELAXATION, tolerance=TOLERANCE, iterations=iterations
-    )
-    if not found[2] < 1:
-        found = _balanced(distances, a, b, g, eps, relaxation=1, tolerance=TOLERANCE, iterations=iterations)
-    f, g = feasible(distances, found[1])
-    value = float(a.double() @ f.double() + b.double() @ g.double())
-    return Transport(value, f.double(), g.double(), error=found[2])
+        tries.append((error, found))
+        if error < TOLERANCE:
+            break
+    error, found = min(tries, key=lambda each: each[0] if each[0] == each[0] else torch.inf)  # NaN: diverged
+    f, g = feasible(distances, found)
+    return Transport(_value(a, b, f, g), f.double(), g.double(), error=error)
+
+
+def _halved(first: float, last: float) -> Iterator[float]:
+    """first, first / 2, ... above last."""
+    while first > last:
+        yield first
+        first /= 2
+
+
+def _level(distances: Distances, a: Tensor, b: Tensor, g: Tensor, eps: float) -> Tensor:
+    """g (m,) of a level before the last."""
+    return _balanced(
+        distances, a, b, g, eps, relaxation=1.0, tolerance=_LEVEL_TOLERANCE, iterations=_LEVEL_ITERATIONS
+    )[1]
+
+
+def _value(a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> float:
+    return float(a.double() @ f.double() + b.double() @ g.double())
 
 
 def _balanced(

@@ -11,15 +11,15 @@ derivative of its cost by the mass of a sample is +f. The released code takes th
 Features are gradients of the loss, of several checkpoints the mean of each scaled to length 1; the release computes
 that mean, and then uses the checkpoint that its folder lists last.
 
-Weights, where asked for, are the masses of the picks when they are free and the target's are not, and no sample of the
-target may give more than 1 / k of its mass to one pick, k layers being taken: each gives 1 / k to its k nearest picks,
-which is the cheapest plan. Every pick has some. The paper turns potentials into repeat counts, by a rule without a
-derivation and, in the release, of the wrong sign.
+Weights, where asked for, are masses of which half is shared alike and half lies where the target is cheapest to reach,
+each sample of it giving its own to the nearest pick:  a_i = 1 / (2 n) + |{t : i is nearest to t}| / (2 M).  The
+transport is convex in the masses, so that it is never longer than without weights, and no pick is left without mass.
+The paper turns potentials into repeat counts, by a rule without a derivation and, in the release, of the wrong sign.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -49,17 +49,18 @@ class Tarot(TargetedSelector):
     class Config(TargetedConfig):
         """Budget, or `size: estimate`, and features.
 
-        `size: estimate` finds how many samples resemble the target, by `folds` of it; a budget is the most then. Sizes
-        that cannot be better by a share of `tolerance` are not looked at. `eps` is added to the variances of features
-        before they are whitened, in units of their mean variance, or absolute. `weights: true` weighs picks by how much
-        of the target is near them. Transports of up to `exact_entries` distances are exact, and entropic above, within
-        about 0.03%. Distances are kept where they take at most `memory` bytes, and else computed as often as needed.
+        `size: estimate` finds how many samples resemble the target, by `folds` of it; a budget is the most then. Of
+        sizes whose distance to the rest of the target is within a share of `tolerance` of the least, it takes the
+        smallest. `eps` is added to the variances of features before they are whitened, in units of their mean variance,
+        or absolute. `weights: true` weighs picks by how much of the target they are nearest to. Transports of up to
+        `exact_entries` distances are exact, and entropic above, within about 0.03%. Distances are kept where they take
+        at most `memory` bytes, and else computed as often as needed.
         """
 
         features: Kind = "gradients"
         size: Literal["budget", "estimate"] = "budget"
         folds: Annotated[int, Field(ge=2)] = 10
-        tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+        tolerance: Annotated[float, Field(gt=0, lt=1)] = 5e-3
         eps: NonNegative = 1e-4
         eps_unit: EpsUnit = "variance"
         weights: bool = False
@@ -106,7 +107,7 @@ class Tarot(TargetedSelector):
             if ratio is not None:
                 meta.update(_told(ratio, len(samples)))
             if ratio is not None and len(picked := _in_layers(ratio.layer, ratio.depth)) <= count:
-                taken = Taken(picked, ratio.depth)
+                taken = picked
             else:
                 taken = take_layers(candidates, target, count, solver=solver, memory=config.memory)
             picks, scores, weights, cost = _finished(candidates, target, taken, config, solver)
@@ -133,19 +134,7 @@ class Tarot(TargetedSelector):
             )
 
 
-class Taken(NamedTuple):
-    """Which candidates are taken.
-
-    Attributes:
-        rows: int64 (n,): layer by layer, each by row number; the last by potential where it is taken in part.
-        depth: how many layers they come from.
-    """
-
-    rows: Tensor
-    depth: int
-
-
-def take_layers(candidates: Tensor, target: Tensor, count: int, *, solver: Solver, memory: int) -> Taken:
+def take_layers(candidates: Tensor, target: Tensor, count: int, *, solver: Solver, memory: int) -> Tensor:
     """Take `count` candidates, the nearest of every target first.
 
     Args:
@@ -153,6 +142,9 @@ def take_layers(candidates: Tensor, target: Tensor, count: int, *, solver: Solve
         target: float32 (M, D), length 1.
         count: at most N.
         solver, memory: for the transport that fills the last layer.
+
+    Returns:
+        int64 (count,): layer by layer, each by row number; the last by potential where it is taken in part.
     """
     depth = min(len(candidates), max(_FIRST_DEPTH, -(-count // len(target))))
     while True:
@@ -164,13 +156,13 @@ def take_layers(candidates: Tensor, target: Tensor, count: int, *, solver: Solve
     last = int(torch.searchsorted(ends, count))  # the layer that completes the budget
     whole = _in_layers(layer, last if int(ends[last]) > count else last + 1)
     if len(whole) == count:
-        return Taken(whole, last + 1)
+        return whole
     overflowing = (layer == last).nonzero()[:, 0]
     pool = torch.cat([whole, overflowing])
     distances = Distances(candidates[pool.to(candidates.device)], target, memory=memory)
     potentials = solver.solve(distances).f[len(whole) :]
     cheapest = potentials.argsort(stable=True)[: count - len(whole)]
-    return Taken(torch.cat([whole, overflowing[cheapest]]), last + 1)
+    return torch.cat([whole, overflowing[cheapest]])
 
 
 def _in_layers(layer: Tensor, depth: int) -> Tensor:
@@ -179,19 +171,18 @@ def _in_layers(layer: Tensor, depth: int) -> Tensor:
 
 
 def _finished(
-    candidates: Tensor, target: Tensor, taken: Taken, config: Tarot.Config, solver: Solver
+    candidates: Tensor, target: Tensor, taken: Tensor, config: Tarot.Config, solver: Solver
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, float]:
     """Rows, scores, weights if asked for, and the transport distance of what is taken."""
-    rows = candidates[taken.rows.to(candidates.device)].to(target.device)
+    rows = candidates[taken.to(candidates.device)].to(target.device)
     distances = Distances(rows, target, memory=config.memory)
     scores = torch.cat([1 - block.amin(dim=1).square() / 2 for _, block in distances.blocks()])
     if not config.weights:
-        return taken.rows.cpu().numpy(), scores.cpu().numpy(), None, solver.solve(distances).cost
-    times = times_near(rows, target, min(taken.depth, len(rows)))
-    masses = times.double() / times.sum()
+        return taken.cpu().numpy(), scores.cpu().numpy(), None, solver.solve(distances).cost
+    masses = (1 / len(rows) + times_near(rows, target, 1).double() / len(target)) / 2
     alike = torch.full((len(target),), 1 / len(target), dtype=torch.float64, device=target.device)
     cost = solver.solve_masses(distances, masses, alike).cost
-    return taken.rows.cpu().numpy(), scores.cpu().numpy(), masses.cpu().numpy(), cost
+    return taken.cpu().numpy(), scores.cpu().numpy(), masses.cpu().numpy(), cost
 
 
 def _told(ratio: Ratio, there: int) -> dict[str, Any]:
