@@ -282,6 +282,7 @@ def select(
     pick: Callable[[np.ndarray, int, int], Picks],
     *,
     meta: Mapping[str, Any],
+    usable: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Selection:
     """Run a selector class by class, or, with `per_class: false`, on all samples at once.
 
@@ -290,9 +291,29 @@ def select(
         config: the budget.
         pick: (samples int64 (n,) ascending, count, class number; 0 where all are at once) -> count of them.
         meta: facts; `score` says what the scores mean.
+        usable: which of some samples can be picked; the others have no finite features. None: all.
+
+    Raises:
+        InputError: a budget that cannot be kept, or not by what is usable.
     """
-    groups = _groups(source, candidates(source, previous), config)
-    return selection_of([pick(*group) for group in groups], per_class=config.per_class, meta=meta)
+    picks = []
+    for samples, count, number in _groups(source, candidates(source, previous), config):
+        left = samples if usable is None else usable(samples)
+        if len(left) < count and not config.finds_size:
+            name = f"class {source.classes[number]!r}" if config.per_class else "the data"
+            raise unusable(len(left), len(samples), count, name=name)
+        picks.append(pick(left, min(count, len(left)), number))
+    return selection_of(picks, per_class=config.per_class, meta=meta)
+
+
+def unusable(left: int, there: int, count: int, *, name: str) -> InputError:
+    """The error for a budget of `count`, where `left` of the `there` samples of `name` have finite features."""
+    return InputError(
+        f"{there - left} of {there} images of {name} have NaN or infinite features, and {count} are asked for",
+        found=f"{left} with finite features",
+        allowed=f"a budget of at most {left}",
+        fix="lower the budget, look at these images (the cache warns of them), or choose other features",
+    )
 
 
 def _groups(source: Source, indices: np.ndarray, config: BudgetConfig) -> list[tuple[np.ndarray, int, int]]:

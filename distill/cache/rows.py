@@ -47,6 +47,10 @@ class Rows(ABC):
     def take(self, indices: Tensor | np.ndarray) -> Tensor:
         """A copy of the rows `indices`, int64 in [0, N), in their order: (len(indices), D)."""
 
+    @abstractmethod
+    def absent(self) -> Tensor:
+        """Numbers of the samples that have no values, as theirs were not finite: int64 (n,), ascending, on the host."""
+
     def blocks(self, size: int = SHARD_ROWS) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive row ranges of at most `size` rows, and their values (size, D); the next is read ahead."""
         blocks = ((rows, self.read(rows)) for rows in self._slices(size))
@@ -92,6 +96,13 @@ class StoredRows(Rows):
     def unfilled(self) -> StoredRows:
         """The same rows, NaN where they are not finite: what follows from such a row is then NaN too."""
         return StoredRows(self.files, self.shape, self.tiers, holes=self.holes, filled=False)
+
+    def absent(self) -> Tensor:
+        found = [torch.empty(0, dtype=torch.int64)]
+        for shard in sorted(self.holes):
+            rows = self.tiers.get(self.files[shard])[:, 0].isnan().nonzero()[:, 0].cpu()
+            found.append(rows + shard * SHARD_ROWS)
+        return torch.cat(found)
 
     def read(self, rows: slice) -> Tensor:
         start, stop = self._limits(rows)
@@ -156,6 +167,9 @@ class ComputedRows(Rows):
         self.shape = (len(labels), width)
         self.device = self.sources[0].device
 
+    def absent(self) -> Tensor:
+        return _union(self.sources)
+
     def read(self, rows: slice) -> Tensor:
         start, stop = self._limits(rows)
         block = slice(start, stop)
@@ -179,6 +193,9 @@ class HeldRows(Rows):
         self.values = values
         self.shape = (values.shape[0], values.shape[1])
         self.device = values.device
+
+    def absent(self) -> Tensor:
+        return self.values.isnan().any(dim=1).nonzero()[:, 0].cpu()
 
     def read(self, rows: slice) -> Tensor:
         start, stop = self._limits(rows)
@@ -246,6 +263,9 @@ class MeanRows(Rows):
         self.shape = parts[0].shape
         self.device = parts[0].device
 
+    def absent(self) -> Tensor:
+        return _union(self.parts)
+
     def read(self, rows: slice) -> Tensor:
         return self._mean([part.read(rows) for part in self.parts])
 
@@ -261,6 +281,11 @@ class MeanRows(Rows):
         for share, each in zip(self.shares[1:], values[1:], strict=True):
             whole.add_(each, alpha=share)
         return whole
+
+
+def _union(parts: Sequence[Rows]) -> Tensor:
+    """The samples that are absent in any of the arrays."""
+    return torch.cat([part.absent() for part in parts]).unique()
 
 
 def _shares(weights: Sequence[float], count: int) -> list[float]:

@@ -57,7 +57,7 @@ class Craig(SpaceSelector):
             return Picks(samples[rows], scores, weights)
 
         score = "mean distance between a gradient and the nearest pick so far"
-        return select(source, previous, self.config, pick, meta={"score": score})
+        return select(source, previous, self.config, pick, meta={"score": score}, usable=space.finite)
 
     def _distances(self, space: FeatureSpace, samples: np.ndarray) -> GradientDistance:
         if space.kind == "last_layer" and space.checkpoints == 1:

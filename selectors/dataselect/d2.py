@@ -85,7 +85,7 @@ class MessagePassing(SpaceSelector):
         meaning = (
             f"score of message passing when it was picked, from {hardness.meaning}, shifted to begin at 0"
         )
-        return select(source, previous, config, pick, meta={"score": meaning})
+        return select(source, previous, config, pick, meta={"score": meaning}, usable=space.finite)
 
 
 class Graph(NamedTuple):

@@ -41,12 +41,17 @@ class SpaceConfig(BudgetConfig):
 
     `features: network` takes the outputs of `layer` of a network (`network`) trained on the source, or with
     `trained_on: target` on the target; `gradients` the gradients of its loss by its parameters, projected
-    (`projection`); `last_layer` those by its last layer, in closed form; of both the mean over `checkpoints` networks
-    along the training, each gradient at length 1. `encoder` takes the features of a public encoder from a file of
+    (`projection`); `last_layer` those by its last layer, in closed form; of both, with several `checkpoints`, the mean
+    over so many networks along the training. `encoder` takes the features of a public encoder from a file of
     weights (`encoder`), `pixels` the normalised pixels. Features of more than `memory` bytes lie in a file.
     """
 
-    always_used: ClassVar[tuple[str, ...]] = ()  # options that a method uses besides, whatever the features are
+    unit_gradients: ClassVar[bool] = (
+        True  # whether those of several checkpoints have length 1 before their mean
+    )
+    always_used: ClassVar[
+        tuple[str, ...]
+    ] = ()  # options that a method uses besides, whatever the features are
 
     features: Kind = "network"
     network: TeacherConfig = TeacherConfig()
@@ -130,6 +135,8 @@ class SpaceSelector(Selector):
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
         self.config.check_space(source)
+        if self.config.features == "network" and self.config.trained_on == "target":
+            _refuse_one_class(source)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         plain = super().estimate(train=train, classes=classes, before=before)
@@ -146,9 +153,23 @@ class SpaceSelector(Selector):
             layer=config.layer,
             projection=config.projection,
             checkpoints=config.checkpoints,
+            unit=config.unit_gradients,
             trained_on=config.trained_on,
             encoder=config.encoder,
             memory=config.memory,
+        )
+
+
+def _refuse_one_class(source: Source) -> None:
+    """A network that learns one class learns nothing."""
+    assert source.target is not None, "refused before the first step"
+    if len(source.target.classes) == 1:
+        raise InputError(
+            "the network of the features is trained on the target, which has one class to tell apart",
+            where="trained_on",
+            found=f"target: {source.target.classes[0]!r}",
+            allowed="a target of at least 2 classes",
+            fix="set features: encoder, or trained_on: source",
         )
 
 
@@ -221,4 +242,4 @@ class FeatureSelector(SpaceSelector):
             rows, scores, weights = (None if each is None else each.cpu().numpy() for each in chosen)
             return Picks(samples[rows], scores, weights)  # type: ignore[arg-type]
 
-        return select(source, previous, self.config, pick, meta={"score": self.score})
+        return select(source, previous, self.config, pick, meta={"score": self.score}, usable=space.finite)

@@ -40,7 +40,15 @@ from dataselect.gradients import (
 )
 from dataselect.space import FeatureSpace
 from distill.contracts import Context, DistilledSet, Selection, Source, Split, StepKind
-from distill.selection import Picks, candidates, class_budget, class_counts, selection_of, whole_budget
+from distill.selection import (
+    Picks,
+    candidates,
+    class_budget,
+    class_counts,
+    selection_of,
+    unusable,
+    whole_budget,
+)
 
 _BLOCK = 4096  # validation samples computed at once
 
@@ -71,6 +79,9 @@ class Glister(SpaceSelector):
         config, samples = self.config, candidates(source, previous)
         groups, quotas = self._quotas(source, samples)
         space = self.space(ctx, source)
+        left = np.isin(samples, space.finite(samples))
+        self._refuse_few(source, groups, groups[left], quotas)
+        samples, groups = samples[left], groups[left]
         gradients = gradients_of(space, source.train, samples)
         assert isinstance(gradients, FactoredGradients), "of one network's last layer"
         head = _head(ctx, space, matched_split(source, config.against))
@@ -88,6 +99,19 @@ class Glister(SpaceSelector):
             return np.zeros(len(samples), np.int64), np.array([whole_budget(len(samples), self.config)])
         labels, classes = source.train.labels.numpy()[samples], len(source.classes)
         return labels, class_budget(class_counts(labels, classes), source.classes, self.config)
+
+    def _refuse_few(
+        self,
+        source: Source,
+        groups: NDArray[np.int64],
+        left: NDArray[np.int64],
+        quotas: NDArray[np.int64],
+    ) -> None:
+        """Refuse quotas that samples with finite gradients cannot fill."""
+        there, usable = (np.bincount(each, minlength=len(quotas)) for each in (groups, left))
+        for number in np.flatnonzero(usable < quotas):
+            name = f"class {source.classes[number]!r}" if self.config.per_class else "the data"
+            raise unusable(int(usable[number]), int(there[number]), int(quotas[number]), name=name)
 
 
 class Head(NamedTuple):
@@ -110,7 +134,7 @@ class Head(NamedTuple):
             rows = slice(start, start + _BLOCK)
             inputs = self.inputs[rows].to(step)
             moved = self.logits[rows].to(step) - inputs @ step.T
-            wrong = F.softmax(moved, dim=1) - F.one_hot(self.labels[rows], moved.shape[1])
+            wrong = F.softmax(moved, dim=1) - F.one_hot(self.labels[rows].to(moved.device), moved.shape[1])
             slope += wrong.T @ inputs
         return slope / max(int((self.inputs[:, -1] != 0).sum()), 1)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ Against = Literal["train", "valid"]
 class GradientConfig(SpaceConfig):
     """A budget, and the space of gradients: of the last layer in closed form (`last_layer`), or projected ones of all
     layers (`gradients`)."""
+
+    unit_gradients: ClassVar[bool] = False  # the sum of gradients is matched, and not that of directions
 
     features: Literal["last_layer", "gradients"] = "last_layer"
 

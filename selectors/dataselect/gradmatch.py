@@ -74,7 +74,7 @@ class GradMatch(SpaceSelector):
         score = (
             "what is not matched after this pick: root of the objective as a share of the gradient's length"
         )
-        return select(source, previous, self.config, pick, meta={"score": score})
+        return select(source, previous, self.config, pick, meta={"score": score}, usable=space.finite)
 
     def _validation(self, space: FeatureSpace, source: Source, number: int, count: int) -> Tensor:
         """The gradient of the validation samples (of a class), as if there were `count` of them."""

@@ -23,7 +23,7 @@ the square root of Adam's second moments, belongs to adapters that are trained b
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +34,7 @@ from torch import Tensor
 
 from dataselect.features import TargetedConfig, TargetedSelector
 from distill.cache import Gradients, LastLayerGradients, Loss, Rows
+from distill.cache.rows import MeanRows
 from distill.cache.teachers import TeacherConfig, checkpoint_epochs
 from distill.contracts import Context, DistilledSet, Selection, Source
 from distill.errors import InputError
@@ -48,12 +49,13 @@ class _Influence(TargetedSelector):
 
     score: ClassVar[str]  # what it means
 
+    def usable(self, ctx: Context, source: Source) -> Callable[[np.ndarray], np.ndarray]:
+        """Which of some samples have finite gradients."""
+        return self.space(ctx, source).finite
+
     @abstractmethod
     def scores(self, ctx: Context, source: Source, samples: np.ndarray) -> Tensor:
-        """The influence of samples of the train split on the target: float64 (len(samples),).
-
-        A sample whose gradient is not finite has none: its gradient is read as zeros.
-        """
+        """The influence of samples of the train split on the target: float64 (len(samples),)."""
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         def pick(samples: np.ndarray, count: int, _: int) -> Picks:
@@ -63,7 +65,9 @@ class _Influence(TargetedSelector):
             best = np.argsort(-scores, kind="stable")[:count]
             return Picks(samples[best], scores[best])
 
-        return select(source, previous, self.config, pick, meta={"score": self.score})
+        return select(
+            source, previous, self.config, pick, meta={"score": self.score}, usable=self.usable(ctx, source)
+        )
 
 
 class Trak(_Influence):
@@ -81,6 +85,21 @@ class Trak(_Influence):
         ridge: NonNegative = 1e-3
 
     config: Config
+
+    def usable(self, ctx: Context, source: Source) -> Callable[[np.ndarray], np.ndarray]:
+        """Of margins, and not of the loss as the space has them."""
+
+        def finite(samples: np.ndarray) -> np.ndarray:
+            if len(source.classes) == 1:
+                return samples
+            asked = Gradients(self.config.projection, of="margin")
+            rows = [
+                ctx.cache.gradients(source.train, each, asked) for each in self.space(ctx, source).networks
+            ]
+            absent = MeanRows(rows, normalise=False).absent().numpy()
+            return samples[~np.isin(samples, absent)]
+
+        return finite
 
     def scores(self, ctx: Context, source: Source, samples: np.ndarray) -> Tensor:
         asked = Gradients(self.config.projection, of="margin")

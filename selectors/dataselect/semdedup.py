@@ -80,7 +80,7 @@ class SemDeDup(SpaceSelector):
             rows = rows[twins[rows] <= most]
             return Picks(samples[rows.cpu().numpy()], twins[rows].cpu().numpy())
 
-        return select(source, previous, config, pick, meta={"score": self.score})
+        return select(source, previous, config, pick, meta={"score": self.score}, usable=space.finite)
 
 
 def nearest_earlier(features: Tensor, *, clusters: int, seed: int, iterations: int, hard: bool) -> Tensor:

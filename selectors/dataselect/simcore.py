@@ -29,7 +29,7 @@ from torch import Tensor
 from dataselect.clustering import kmeans, scale_to_length_one
 from dataselect.features import TargetedConfig, TargetedSelector
 from distill.contracts import Context, DistilledSet, Selection, Source
-from distill.selection import Picks, candidates, selection_of, whole_budget
+from distill.selection import Picks, candidates, selection_of, unusable, whole_budget
 
 _BLOCK_NUMBERS = 1 << 22  # cosines held at once
 _QUEUES_NUMBERS = 1 << 24  # candidates in all queues
@@ -76,6 +76,10 @@ class SimCore(TargetedSelector):
         samples = candidates(source, previous)
         count = whole_budget(len(samples), config)
         space = self.space(ctx, source)
+        left = space.finite(samples)
+        if len(left) < count and not config.finds_size:
+            raise unusable(len(left), len(samples), count, name="the data")
+        samples, count = left, min(count, len(left))
         centroids = target_centroids(
             space.target(), config.centroids, seed=ctx.derive(self.name), iterations=config.iterations
         )

@@ -15,6 +15,7 @@ from distill.cache.encoders import EncoderConfig, encoder_network
 from distill.cache.rows import MeanRows
 from distill.cache.teachers import TeacherConfig, checkpoint_epochs, train_teacher
 from distill.contracts import Context, Source, Split
+from distill.errors import InputError
 from distill.files import disk_errors
 from distill.selection import labelled_target
 
@@ -31,6 +32,7 @@ class FeatureSpace:
     Args:
         ctx, source: as in `Method.run`.
         kind: which features; see `dataselect.features.SpaceConfig` for the rest.
+        unit: whether gradients of several checkpoints are brought to length 1 before their mean is taken.
         memory: bytes of features of one reading above which they lie in a file of the step's folder.
     """
 
@@ -44,6 +46,7 @@ class FeatureSpace:
         layer: str,
         projection: Projection,
         checkpoints: int,
+        unit: bool,
         trained_on: Literal["source", "target"],
         encoder: EncoderConfig | None,
         memory: int,
@@ -55,6 +58,7 @@ class FeatureSpace:
         self.layer = layer
         self.projection = projection
         self.checkpoints = checkpoints
+        self.unit = unit
         self.trained_on = trained_on
         self.encoder = encoder
         self.memory = memory
@@ -82,16 +86,36 @@ class FeatureSpace:
         """
         rows = self.rows(self.source.train if split is None else split)
         assert isinstance(rows, GradientRows), "the mean over several networks has no two factors"
-        left, right = (self._matrix(len(samples), width) for width in rows.factor_widths)
+        joint = sum(rows.factor_widths)
+        left, right = (self._matrix(len(samples), width, joint=joint) for width in rows.factor_widths)
         for start in range(0, len(samples), _BLOCK):
             block = slice(start, start + _BLOCK)
             left[block], right[block] = rows.factors(samples[block])
         return left, right
 
     def target(self) -> Tensor:
-        """float32 (M, D): features of all samples of the target's train split, as `raw` gives them."""
+        """float32 (M, D): features of the samples of the target's train split that have any, as `raw` gives them.
+
+        Raises:
+            InputError: none has.
+        """
         split = self._target_split
-        return self._read(split, np.arange(len(split)))
+        samples = self.finite(np.arange(len(split)), split=split)
+        if not len(samples):
+            raise InputError(
+                "no image of the target has finite features",
+                where="target",
+                found=f"{len(split)} images, all with NaN or infinite features",
+                fix="look at the images and at the network's training, or choose other features",
+            )
+        return self._read(split, samples)
+
+    def finite(self, samples: np.ndarray, *, split: Split | None = None) -> np.ndarray:
+        """Those of the samples, int64 (n,), whose features are finite: the cache has zeros in place of the others."""
+        if self.kind == "pixels":
+            return samples
+        absent = self.rows(self.source.train if split is None else split).absent()
+        return samples if not len(absent) else samples[~np.isin(samples, absent.numpy())]
 
     @cached_property
     def networks(self) -> list[Network]:
@@ -115,12 +139,12 @@ class FeatureSpace:
         cache, networks = self.ctx.cache, self.networks
         if self.kind == "gradients":
             few = networks[0] if len(networks) == 1 else networks
-            return cache.gradients(split, few, Gradients(self.projection))
+            return cache.gradients(split, few, Gradients(self.projection), normalise=self.unit)
         if self.kind == "last_layer":
             parts = [
                 cache.request(split, each, [LastLayerGradients()])[LastLayerGradients()] for each in networks
             ]
-            return parts[0] if len(parts) == 1 else MeanRows(parts, normalise=True)
+            return parts[0] if len(parts) == 1 else MeanRows(parts, normalise=self.unit)
         if self.kind == "encoder":
             return cache.features(split, networks[-1])
         return cache.features(split, networks[-1], layer=self.layer)
@@ -147,9 +171,12 @@ class FeatureSpace:
         std = torch.tensor(self.source.std)[:, None, None]
         return (images / std).flatten(1)
 
-    def _matrix(self, count: int, width: int) -> Tensor:
-        """float32 (count, width), on the device or, where that is too much, in a file."""
-        if 4 * count * width <= self.memory:
+    def _matrix(self, count: int, width: int, *, joint: int | None = None) -> Tensor:
+        """float32 (count, width), on the device or, where that is too much, in a file.
+
+        Several that belong together lie in one place: `joint` is the sum of their widths.
+        """
+        if 4 * count * (joint or width) <= self.memory:
             return torch.empty(count, width, device=self.ctx.device)
         path = self.ctx.scratch / f"features-{self._files}.bin"
         self._files += 1

@@ -171,7 +171,7 @@ class SubmodularSelector(SpaceSelector):
             return Picks(samples[found.rows.cpu().numpy()], found.gains.cpu().numpy())
 
         among = None if config.extend else previous
-        chosen = select(source, among, config, pick, meta={"score": self.score})
+        chosen = select(source, among, config, pick, meta={"score": self.score}, usable=space.finite)
         if costs is None:
             return chosen
         return replace(chosen, meta={**chosen.meta, "cost": float(costs[chosen.indices].sum())})

@@ -99,8 +99,9 @@ class Tarot(TargetedSelector):
         solver = Solver(config.exact_entries, ctx.progress.warn)
         meta: dict[str, Any] = {"score": "cosine with the nearest sample of the target, of whitened features"}
 
+        space = self.space(ctx, source)
+
         def pick(samples: np.ndarray, count: int, _: int) -> Picks:
-            space = self.space(ctx, source)
             candidates, target = space.raw(samples), space.target()
             whiten(candidates, target, eps=config.eps, unit=config.eps_unit, memory=config.memory)
             ratio = self._ratio(ctx, candidates, target, solver) if config.finds_size else None
@@ -117,7 +118,7 @@ class Tarot(TargetedSelector):
             )
             return Picks(samples[picks], scores, weights)
 
-        return select(source, previous, config, pick, meta=meta)
+        return select(source, previous, config, pick, meta=meta, usable=space.finite)
 
     def _ratio(self, ctx: Context, candidates: Tensor, target: Tensor, solver: Solver) -> Ratio:
         config = self.config

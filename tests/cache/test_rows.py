@@ -28,7 +28,7 @@ from distill.cache import (
     Projection,
     Rows,
 )
-from distill.cache.rows import StoredRows
+from distill.cache.rows import MeanRows, StoredRows
 from distill.contracts import Preprocessing, Split
 from distill.errors import InputError, NonFiniteError
 from distill.models.mlp import MLPConfig
@@ -337,6 +337,9 @@ def test_an_image_without_finite_values_has_rows_of_zeros_and_no_score(
                 assert torch.isfinite(values[others]).all() and values[others].any(), quantity
                 bad = values[20]
                 assert bad.isnan().all() if quantity in scores else not bad.any(), quantity
+            assert answers[quantity].absent().tolist() == [20], quantity
+        mean = MeanRows([answers[Features()], answers[Features()]], normalise=True)
+        assert mean.absent().tolist() == [20]
         for factor in answers[LastLayerGradients()].factors(slice(None)):
             assert torch.isfinite(factor).all() and not factor[20].any()
         assert (

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from dataselect.features import FeatureConfig
+from dataselect.gradmatch import GradMatch
 from dataselect.herding import Herding
 from dataselect.kcenter import KCenter
+from dataselect.simcore import SimCore
 from dataselect.space import FeatureSpace
 from distill.cache import Gradients
 from distill.cache.teachers import train_teacher
 from distill.contracts import Context, Selection, Source
+from distill.data import with_target
 from distill.errors import InputError, RecipeErrors
 from distill.recipe import make_recipe
 
@@ -60,6 +63,34 @@ def test_gradients_are_those_of_the_cache_centred(
     torch.testing.assert_close(found, rows - rows.mean(dim=0))
     assert found.shape == (3, 8)
     assert found.abs().max() > 0
+
+
+def test_directions_or_gradients_of_several_checkpoints(
+    make_context: Callable[..., Context], source: Source
+) -> None:
+    """What matches gradients wants their mean; what measures distances wants no checkpoint to decide alone."""
+    context, samples = make_context(), np.array([5, 0, 11])
+    network = {**NETWORK, "train": {"epochs": 2, "batch_size": 16}}
+    options = {"ipc": 2, "features": "last_layer", "checkpoints": 2, "network": network}
+    matched = GradMatch(GradMatch.Config.model_validate(options)).space(context, source)
+    measured = KCenter(KCenter.Config.model_validate(options)).space(context, source)
+    parts = [
+        context.cache.last_layer_gradients(source.train, each).take(samples) for each in matched.networks
+    ]
+    assert len(parts) == 2 and not torch.equal(*parts)
+    torch.testing.assert_close(matched.raw(samples), torch.stack(parts).mean(dim=0))
+    unit = torch.stack([torch.nn.functional.normalize(part, dim=1) for part in parts]).mean(dim=0)
+    torch.testing.assert_close(measured.raw(samples), unit)
+
+
+def test_a_network_that_would_learn_one_class_of_a_target_is_refused(
+    make_source: Callable[..., Source],
+) -> None:
+    lonely = with_target(make_source(), make_source((8,)))
+    with pytest.raises(InputError, match="one class to tell apart") as caught:
+        SimCore(SimCore.Config(count=5)).check(lonely, None)
+    assert "encoder" in str(caught.value.fix)
+    SimCore(SimCore.Config(count=5, trained_on="source")).check(lonely, None)
 
 
 def test_the_merged_options_of_pixels_are_read_back() -> None:
