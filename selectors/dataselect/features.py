@@ -16,11 +16,11 @@ from torch import Tensor
 from dataselect.space import FeatureSpace, Kind
 from distill.byte_sizes import AsBytes
 from distill.cache import PENULTIMATE, Features, Projection
-from distill.cache.encoders import EncoderConfig, refuse_absent_weights, refuse_images
+from distill.cache.encoders import EncoderConfig, encoder_model, refuse_absent_weights, refuse_images
 from distill.cache.forward import resolved
 from distill.cache.networks import definition
 from distill.cache.teachers import TeacherConfig
-from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind, Training
+from distill.contracts import Context, DistilledSet, Estimate, Passes, Selection, Source, StepKind, Training
 from distill.errors import InputError
 from distill.randomness import derive_seed
 from distill.selection import BudgetConfig, Picks, Selector, labelled_target, select
@@ -33,6 +33,7 @@ _USED: dict[Kind, tuple[str, ...]] = {
     "encoder": ("encoder",),
     "pixels": (),
 }
+_ENCODED = 256  # images that an encoder takes at once, for estimates
 _OPTIONS = ("network", "layer", "projection", "checkpoints", "trained_on", "encoder")
 
 
@@ -114,8 +115,12 @@ class SpaceConfig(BudgetConfig):
         """The estimate of the selection with what its features cost."""
         if self.features == "pixels":
             return plain
-        if self.features == "encoder":
-            return replace(plain, features=train)
+        if self.encoder is not None:
+            model = encoder_model(self.encoder)
+            batches = -(-train // _ENCODED)
+            return replace(
+                plain, features=train, passes=(Passes(model, _ENCODED, batches, kept=1, copies=1),)
+            )
         training = Training(self.network.model, self.network.train, train, checkpoints=self.checkpoints)
         return replace(plain, trainings=(training,), features=train)
 
@@ -200,6 +205,11 @@ class TargetedSelector(SpaceSelector):
 
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
+        assert source.target is not None, "refused before the first step"
+        if not len(source.target.train):
+            raise InputError(
+                "the target has no training images", where="target", fix="give the target some images"
+            )
         if self.config.features in ("gradients", "last_layer"):
             labelled_target(source)  # refuses classes that the data lack
 
