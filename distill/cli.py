@@ -108,7 +108,7 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--against",
     metavar="A,B",
     callback=_names,
-    help="Controls: random, random_soft, full; default: the recipe's.",
+    help="Controls: random, random_soft, random_target, full; default: the recipe's.",
 )
 @click.option(
     "--regime", metavar="A,B", callback=_names, help="Labels: hard, soft, teacher; default: all there are."

@@ -298,7 +298,7 @@ class Estimate:
     """What a step will do, as far as its configuration tells.
 
     Args:
-        images: size of its result.
+        images: size of its result; the most that it may be where `at_most`.
         trainings: networks it trains.
         passes: what else it computes with networks.
         features: rows of features and logits it caches.
@@ -314,6 +314,7 @@ class Estimate:
     pixel_bytes: int = 1
     whitening: bool = False
     labelling: Labelling | None = None
+    at_most: bool = False
 
 
 class Method(ABC):

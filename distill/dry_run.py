@@ -16,6 +16,7 @@ from distill.cache import default_folder
 from distill.contracts import Estimate, Labelling, Method, Passes, Source
 from distill.data import Plan, plan, with_target
 from distill.data.outline import outline, target_outline
+from distill.evaluation.tested import check_tested
 from distill.labels.labelling import shares_labels
 from distill.models import describe
 from distill.models.cost import forward_cost
@@ -79,6 +80,8 @@ def dry_run(
     source = _outline(recipe, looked)
     if source is not None:
         check_steps(steps, source.without_test(), recipe.train)
+        if recipe.target is not None:
+            check_tested(source, recipe.evaluate.on, recipe.evaluate.against)
         looked = _counted(looked, source)
     estimates = _estimates(recipe, steps, looked, source)
     lines = [
@@ -88,7 +91,7 @@ def dry_run(
         f"data     {_data_text(recipe, looked, source)}",
         *_target_lines(recipe, source),
         *(
-            f"step {k}   {step.kind} {step.name}" + (f": {estimate.images} images" if estimate else "")
+            f"step {k}   {step.kind} {step.name}{_images(estimate)}"
             for k, (step, estimate) in enumerate(zip(steps, estimates, strict=True))
         ),
         f"compare  {_comparison(recipe)}",
@@ -157,6 +160,12 @@ def _data_text(recipe: Recipe, looked: Plan, source: Source | None) -> str:
         f"valid, {known(looked.test)} test\n"
         "         not checked: whether each class has the images asked for; the data are large, or still to be fetched"
     )
+
+
+def _images(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    return f": {'at most ' if estimate.at_most else ''}{estimate.images} images"
 
 
 def _target_lines(recipe: Recipe, source: Source | None) -> list[str]:
@@ -244,7 +253,7 @@ def _students(recipe: Recipe, images: int, looked: Plan, device: torch.device) -
     found = []
     for student in asked.students:
         one = _training(student, recipe.train, images, looked.image_shape, looked.classes, title="students")
-        arms = [one] * (2 + ("random" in asked.against) + ("random_soft" in asked.against))
+        arms = [one] * (2 + len({"random", "random_soft", "random_target"} & set(asked.against)))
         if "full" in asked.against:
             epochs = asked.full_epochs or max(1, round(recipe.train.epochs * images / looked.train))
             longer = recipe.train.model_copy(update={"epochs": epochs})
@@ -317,8 +326,6 @@ def _passes(
 
 def _cache_bytes(estimates: Sequence[Estimate | None], shape: tuple[int, int, int], classes: int) -> int:
     trainings = [training for estimate in estimates if estimate for training in estimate.trainings]
-    if not trainings:
-        return 0
     weights = sum(
         forward_cost(training.model, shape, classes).parameters * training.checkpoints
         for training in trainings

@@ -21,7 +21,6 @@ from distill.contracts import (
     Context,
     DistilledSet,
     Method,
-    Preprocessing,
     Progress,
     Selection,
     SoftLabels,
@@ -38,20 +37,21 @@ from distill.evaluation.probe import Probe
 from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import ArmResult, Evaluation, PairedDifference, SetBytes, from_report
+from distill.evaluation.tested import check_tested, reads_target, without_learned
 from distill.files import disk_errors
 from distill.labels.codecs import label_bytes
 from distill.labels.labelling import view_labels
 from distill.labels.projector import check_encoder, encoder_bytes
 from distill.labels.set_teachers import set_teachers
 from distill.portable import refuse_absent_files, without_paths
-from distill.progress import open_progress
-from distill.recipe import Recipe, as_dict, load_recipe, make_recipe, merged_yaml
+from distill.progress import NullProgress, open_progress
+from distill.recipe import LoadedRecipe, Recipe, as_dict, load_recipe, make_recipe, merged_yaml
 from distill.registry import lookup, methods
 from distill.report.tables import render
 from distill.report.write import write_report
 from distill.run_folder import RunFolder, State
 from distill.selection import evaluated_on_target, materialise
-from distill.set_recipe import overridden_train, read_provenance, recipe_of_set
+from distill.set_recipe import Made, overridden_train, read_provenance, recipe_of_set
 from distill.step_checks import check_files, check_places, check_steps, step_named
 from distill.store.reader import read_set
 from distill.store.summary import summarise
@@ -231,7 +231,6 @@ def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> 
     check_files(steps)
     with shop.costs.stage("data"):
         source = _open(recipe, shop.progress)
-    _check_tested(recipe, source)
     check_steps(steps, source.without_test(), recipe.train)
     origin = _origin(source, shop)
     if state == "interrupted":
@@ -245,21 +244,19 @@ def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> 
     return _evaluate(distilled, source, folder.set, shop, ledger=folder.ledger, out=folder)
 
 
-def _check_tested(recipe: Recipe, source: Source) -> None:
-    """Refuse a target that students cannot be tested on: now, and not after the steps."""
-    if recipe.evaluate.on == "target":
-        evaluated_on_target(source)
-    elif recipe.evaluate.on == "transfer":
-        Probe(source, Preprocessing(source.mean, source.std), torch.device("cpu"))
-
-
 def _open(recipe: Recipe, progress: Progress) -> Source:
-    """The source of a recipe, with its target."""
+    """The source of a recipe, with its target; refused where students cannot be tested as they are to be."""
     source = open_source(recipe.data, seed=recipe.seed, progress=progress)  # type: ignore[arg-type]
     if recipe.target is None:
         return source
-    target = open_target(recipe.target, source, seed=recipe.seed, progress=progress)
-    return with_target(source, target)
+    source = with_target(source, open_target(recipe.target, source, seed=recipe.seed, progress=progress))
+    asked = recipe.evaluate
+    check_tested(source, asked.on, asked.against)
+    source, note = without_learned(source, asked.on)
+    if note is not None:
+        progress.warn(note)
+        source = replace(source, notes=(*source.notes, note))
+    return source
 
 
 def _origin(source: Source, shop: Workshop) -> dict[str, Any]:
@@ -394,11 +391,8 @@ def evaluate(
         open_progress(None, quiet=quiet) as progress,
     ):
         made = read_provenance(distilled, where=str(path))
-        unread = () if _tests_on_target(made.recipe, arguments) else ("target",)
-        loaded, plain = recipe_of_set(path, made, arguments, progress=progress, without=unread)
+        loaded, plain = _recipe_to_evaluate(path, made, arguments, progress)
         recipe = loaded.recipe
-        if unread:
-            recipe = recipe.model_copy(update={"target": None})
         _refuse_nothing(recipe)
         refuse_absent_files(recipe, sections=("evaluate",))
         distilled = replace(distilled, train=overridden_train(distilled.train, loaded, plain))
@@ -411,15 +405,27 @@ def evaluate(
             return _evaluate(distilled, source, path, shop, ledger=None, out=folder, encoder=encoding)
 
 
-def _tests_on_target(recipe: Mapping[str, Any] | None, arguments: Sequence[str]) -> bool:
-    """Whether an evaluation reads the target of a set's recipe: told before the recipe is, which may lack its path."""
-    asked = (recipe or {}).get("evaluate")
-    on = asked.get("on") if isinstance(asked, dict) else None
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key == "evaluate.on":
-            on = value.strip()
-    return on in ("target", "transfer")
+def _recipe_to_evaluate(
+    path: Path, made: Made, arguments: Sequence[str], progress: Progress
+) -> tuple[LoadedRecipe, LoadedRecipe]:
+    """`recipe_of_set`, without its target where the evaluation reads none: the set may lack the path to it."""
+    others = [argument for argument in arguments if not argument.startswith("target")]
+    short, plain = recipe_of_set(path, made, others, progress=NullProgress(), without=("target",))
+    asked = short.recipe.evaluate
+    if not reads_target(asked.on, asked.against):
+        bare = [
+            replace(each, recipe=each.recipe.model_copy(update={"target": None})) for each in (short, plain)
+        ]
+        return bare[0], bare[1]
+    loaded, plain = recipe_of_set(path, made, arguments, progress=progress)
+    if loaded.recipe.target is None:
+        raise InputError(
+            "students are to be tested on a target, or beside images of its classes, and the set's recipe names none",
+            where="evaluate",
+            found=f"on: {asked.on}, against: {', '.join(asked.against)}",
+            fix="name it, for example target.name=folder target.folder=FOLDER, or set evaluate.on=data",
+        )
+    return loaded, plain
 
 
 def _refuse_nothing(recipe: Recipe) -> None:

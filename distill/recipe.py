@@ -140,7 +140,7 @@ DataField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_data), WithJs
 TargetField = Annotated[SerializeAsAny[Strict | None], PlainValidator(_read_target), WithJsonSchema({})]
 StudentField = Annotated[SerializeAsAny[Strict], PlainValidator(_read_student), WithJsonSchema({})]
 StepField = Annotated[SerializeAsAny[Step], PlainValidator(_read_step), WithJsonSchema({})]
-Control = Literal["random", "random_soft", "full"]
+Control = Literal["random", "random_soft", "random_target", "full"]
 Regime = Literal["hard", "soft", "teacher"]
 Tested = Literal["data", "target", "transfer", "nothing"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NoReturn, Self
 
 import numpy as np
 import torch
@@ -97,15 +97,7 @@ def class_budget(counts: np.ndarray, names: tuple[str, ...], config: BudgetConfi
     total = config.images(there=there, classes=len(counts))
     _refuse_more(total, there)
     if total < len(counts):
-        asked = f"a fraction of {config.fraction:g}" if config.fraction is not None else f"a count of {total}"
-        least = len(counts) / there
-        raise InputError(
-            f"{asked} keeps {total} images, fewer than the {len(counts)} classes",
-            allowed=f"a fraction of at least {least:.6g}"
-            if config.fraction is not None
-            else f"a count of at least {len(counts)}",
-            fix="raise the budget, set ipc, or let samples of all classes compete with per_class: false",
-        )
+        _refuse_fewer(total, there, names, config)
     return _share(counts * (total / there if config.fraction is None else config.fraction), total)
 
 
@@ -124,6 +116,42 @@ def whole_budget(there: int, config: BudgetConfig) -> int:
             fix="raise fraction, or set count",
         )
     return total
+
+
+def check_total(there: int, names: tuple[str, ...], config: BudgetConfig) -> int:
+    """How many images a budget per class keeps, of so many whose classes are not known.
+
+    Raises:
+        InputError: more than there are, or fewer than classes.
+    """
+    total = config.images(there=there, classes=len(names))
+    _refuse_more(total, there)
+    if total < len(names):
+        _refuse_fewer(total, there, names, config)
+    return total
+
+
+def proportional(counts: np.ndarray, total: int) -> np.ndarray:
+    """`total` shared in the proportions of `counts` (C,) by largest remainder, ties to the lower class: int64 (C,)."""
+    exact = counts * (total / counts.sum())
+    shares = np.floor(exact).astype(np.int64)
+    rest = total - int(shares.sum())
+    shares[np.argsort(shares - exact, kind="stable")[:rest]] += 1
+    return shares
+
+
+def _refuse_fewer(total: int, there: int, names: tuple[str, ...], config: BudgetConfig) -> NoReturn:
+    """Refuse a budget below one image a class."""
+    share = config.fraction is not None
+    least = (
+        f"a fraction of at least {len(names) / there:.6g}" if share else f"a count of at least {len(names)}"
+    )
+    asked = f"a fraction of {config.fraction:g}" if share else f"a count of {total}"
+    raise InputError(
+        f"{asked} keeps {total} images, fewer than the {len(names)} classes",
+        allowed=least,
+        fix="raise the budget, set ipc, or let samples of all classes compete with per_class: false",
+    )
 
 
 def _refuse_more(total: int, there: int) -> None:
@@ -200,7 +228,8 @@ class Selector(Method):
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         there = train if before is None else before
-        return Estimate(images=self.config.images(there=there, classes=classes))
+        images = self.config.images(there=there, classes=classes)
+        return Estimate(images=images, at_most=self.config.finds_size)
 
 
 class ImagesConfig(MethodConfig):

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from distill.contracts import Method, Source, StepKind
 from distill.errors import InputError
 from distill.recipe import Recipe
-from distill.selection import Selector, class_budget, source_counts
+from distill.selection import Selector, check_total, class_budget, source_counts, whole_budget
 from distill.training.config import TrainConfig
 
 
@@ -48,8 +50,11 @@ def check_places(steps: Sequence[Method], recipe: Recipe) -> None:
 def _check_target(steps: Sequence[Method], recipe: Recipe) -> None:
     """Refuse a target that is wanted and absent, or there and not wanted."""
     asking = [f"steps.{number}.{step.name}" for number, step in enumerate(steps) if step.uses_target]
-    if recipe.evaluate.on in ("target", "transfer"):
+    asked = recipe.evaluate
+    if asked.on in ("target", "transfer"):
         asking.append("evaluate.on")
+    if "random_target" in asked.against and asked.on != "nothing":
+        asking.append("evaluate.against")
     if recipe.target is None and asking:
         raise InputError(
             "this asks for a target, and the recipe names none",
@@ -91,14 +96,31 @@ def check_steps(steps: Sequence[Method], source: Source, train: TrainConfig) -> 
 
 
 def _check_budgets(steps: Sequence[Method], source: Source) -> None:
-    """Follow the images of each class through the selectors that begin the steps."""
-    counts = source_counts(source)
+    """Follow the images, and where it is known those of each class, through the selectors that begin the steps.
+
+    A selector without regard to classes leaves nobody knows how many of each; one that finds its size, at most so many.
+    """
+    every = source_counts(source)
+    counts: np.ndarray | None = every
+    there = len(source.train)
     for number, step in enumerate(steps):
-        if not isinstance(step, Selector) or not step.config.per_class:
-            return  # only a selector's budget per class tells how many images of each class it leaves
+        if not isinstance(step, Selector):
+            return
+        config = step.config
+        if step.picks_among_all:
+            counts, there = every, len(source.train)
         with step_named(number, step):
-            there = source_counts(source) if step.picks_among_all else counts
-            counts = class_budget(there, source.classes, step.config)
+            if not config.per_class:
+                there = whole_budget(there, config)
+                counts = None
+            elif counts is not None:
+                counts = class_budget(counts, source.classes, config)
+                there = int(counts.sum())
+            else:
+                there = check_total(there, source.classes, config)
+                counts = None if config.ipc is None else np.full(len(source.classes), config.ipc)
+        if config.finds_size:
+            counts = None
 
 
 def _check_numbers(steps: Sequence[Method], source: Source) -> None:

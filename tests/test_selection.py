@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from distill.selection import (
     class_counts,
     fixed_budget,
     materialise,
+    proportional,
     random_pick,
     random_subset,
     select,
@@ -31,6 +33,7 @@ from distill.selection import (
     source_counts,
     whole_budget,
 )
+from distill.step_checks import check_steps
 from distill.training.config import TrainConfig
 
 COUNTS = st.lists(st.integers(1, 300), min_size=1, max_size=12).map(lambda counts: np.array(counts))
@@ -346,3 +349,37 @@ def test_materialise_keeps_where_the_images_were_found(make_source: Callable[...
     made = materialise(chosen, replace(source, train=replace(source.train, rows=rows)), TrainConfig())
     assert made.selection is not None and made.selection.rows is not None
     assert (made.selection.rows.dtype, made.selection.rows.tolist()) == (np.int64, [16, 7])
+
+
+# --- budgets of several selectors
+
+
+@pytest.mark.parametrize(
+    ("first_step", "second_step", "what"),
+    [
+        ({"count": 9, "per_class": False}, {"ipc": 4}, "12 images are asked for, and there are 9"),
+        ({"count": 9, "per_class": False}, {"count": 10, "per_class": False}, "10 images are asked for"),
+        ({"ipc": 2}, {"count": 7, "per_class": False}, "7 images are asked for, and there are 6"),
+        ({"count": 9, "per_class": False}, {"count": 2}, "fewer than the 3 classes"),
+        ({"ipc": 3}, {"ipc": 4}, "4 images per class"),
+    ],
+)
+def test_a_budget_beyond_what_the_step_before_leaves_is_refused_before_any_step(
+    source: Source, first_step: dict[str, Any], second_step: dict[str, Any], what: str
+) -> None:
+    steps = [TakeFirst(BudgetConfig.model_validate(each)) for each in (first_step, second_step)]
+    with pytest.raises(InputError, match=what) as caught:
+        check_steps(steps, source, TrainConfig())
+    assert str(caught.value.where).startswith("steps.1")
+
+
+def test_budgets_that_fit_one_into_the_other_pass(source: Source) -> None:
+    budgets = [{"count": 20, "per_class": False}, {"ipc": 5}, {"count": 9, "per_class": False}, {"count": 9}]
+    check_steps([TakeFirst(BudgetConfig.model_validate(each)) for each in budgets], source, TrainConfig())
+
+
+@given(counts=COUNTS, total=st.integers(0, 500))
+def test_proportions_are_kept_as_well_as_whole_numbers_can(counts: np.ndarray, total: int) -> None:
+    shares = proportional(counts, total)
+    assert shares.sum() == total
+    assert (np.abs(shares - counts * total / counts.sum()) < 1).all()

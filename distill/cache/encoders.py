@@ -15,12 +15,17 @@ from distill.models.encoders import (
 )
 from distill.models.projector import ProjectorModel
 
-__all__ = ["EncoderConfig", "encoder_network", "refuse_absent_weights", "refuse_images"]
+__all__ = ["EncoderConfig", "encoder_model", "encoder_network", "refuse_absent_weights", "refuse_images"]
 
 
 def refuse_images(config: EncoderConfig, *, image_shape: tuple[int, int, int]) -> None:
     """Raise InputError where the encoder cannot take images (Ch, H, W); its weights are not read."""
     feature_count(outline(config), image_shape, name=config.describe())
+
+
+def encoder_model(config: EncoderConfig) -> ProjectorModel:
+    """The configuration of its network: its weights identify it, wherever their file lies."""
+    return ProjectorModel(encoder=config.model_copy(update={"weights": None, "sha256": None}))
 
 
 def encoder_network(config: EncoderConfig, *, image_shape: tuple[int, int, int]) -> Network:
@@ -36,8 +41,7 @@ def encoder_network(config: EncoderConfig, *, image_shape: tuple[int, int, int])
         InputError: no weights named, no such file, weights of another encoder, or images that it cannot take.
         DamagedDataError: another sha256 than asked for, or a file that cannot be read.
     """
-    # Its weights identify it, wherever their file lies.
-    model = ProjectorModel(encoder=config.model_copy(update={"weights": None, "sha256": None}))
+    model = encoder_model(config)
     module = model.build(image_shape, 1)
     module.body.encoder.load_state_dict(open_encoder(config).state_dict())  # type: ignore[union-attr]
     torch.nn.init.zeros_(module.classifier.weight)

@@ -3,8 +3,10 @@
 Every arm is given, seed by seed, the same initial weights and counters. The set and a random arm take the same
 optimiser steps; the full data, which are the training split without what was cut off for validation, take about as
 many, in whole epochs, and at least one. A random arm draws another subset for each seed, so that its interval holds the
-luck of the draw. Where a selector gave weights, the set's images count by them. `random` has hard labels; `random_soft`
-those that the set's own teachers give to the same views: what is left of a difference to it, the images make.
+luck of the draw. Where a selector gave weights, the set's images count by them. `random` has hard labels, and so has
+`random_target`, which is drawn among the target's classes: what a target's labels say without any resemblance;
+`random_soft` has those that the set's own teachers give to the same views: what is left of a difference to it, the
+images make.
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ from distill.errors import InputError
 from distill.labels.codecs import CODECS, decode, is_stored, refuse_distances, refuse_loss, refuse_unmixed
 from distill.labels.view_labels import plan_of
 from distill.randomness import derive_seed
-from distill.selection import PER_CLASS, class_counts, random_pick, random_subset, source_counts
+from distill.selection import (
+    PER_CLASS,
+    class_counts,
+    labelled_target,
+    proportional,
+    random_pick,
+    random_subset,
+    source_counts,
+)
 from distill.training.config import TrainConfig
 from distill.training.job import Pool, ViewLabels, ViewPlan
 from distill.yaml_lines import quoted
@@ -72,7 +82,7 @@ def build_arms(
     Args:
         distilled: the set.
         source: where controls come from.
-        against: controls, of `random` and `full`, which have hard labels, and `random_soft`.
+        against: controls, of `random`, `random_target` and `full`, which have hard labels, and `random_soft`.
         regimes: labels that students of the set see; None is every one that the set has.
         full_epochs: epochs on the full data; None gives it about the optimiser steps of the others, at least one
             epoch.
@@ -89,6 +99,10 @@ def build_arms(
     arms = [_set_arm(distilled, regime, views) for regime in _regimes(distilled, regimes)]
     real = Pool(source.train.images, source.train.labels, distilled.preprocessing)
     config = distilled.train
+    if "random_target" in against:
+        arms.append(
+            Arm("random_target", "hard", (real,), config, _target_indices(distilled, source, seed, seeds))
+        )
     if {"random", "random_soft"} & set(against):
         indices = _random_indices(distilled, source, seed, seeds)
     if "random_soft" in against:
@@ -223,6 +237,21 @@ def _random_indices(distilled: DistilledSet, source: Source, seed: int, seeds: i
             fix="leave random and random_soft out of evaluate.against",
         )
     return tuple(torch.from_numpy(random_subset(source, budget, seed=each)) for each in seeds_of)
+
+
+def _target_indices(distilled: DistilledSet, source: Source, seed: int, seeds: int) -> tuple[Tensor, ...]:
+    """For each seed, as many real images as the set has, of the target's classes in its proportions."""
+    there = source_counts(source)
+    wanted = proportional(class_counts(labelled_target(source).labels.numpy(), len(there)), len(distilled))
+    if (wanted > there).any():
+        number = int((wanted - there).argmax())
+        raise InputError(
+            "the data have too few images of the target's classes for a random control of the set's size",
+            found=f"class {quoted(source.classes[number])}: {there[number]}, of which {wanted[number]} are wanted",
+            fix="leave random_target out of evaluate.against",
+        )
+    draws = (derive_seed(seed, "random target", k) for k in range(seeds))
+    return tuple(torch.from_numpy(random_subset(source, wanted, seed=each)) for each in draws)
 
 
 def _refuse_larger(images: int, there: int) -> None:

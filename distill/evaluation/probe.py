@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from distill.contracts import Preprocessing, Source, Split
-from distill.errors import InputError
+from distill.evaluation.tested import refuse_one_class
 from distill.models import build
 from distill.models.base import Classifier
 from distill.training.batches import DeviceImages
@@ -45,15 +45,7 @@ class Probe:
 
     def __init__(self, source: Source, preprocessing: Preprocessing, device: torch.device) -> None:
         assert source.target is not None, "refused before the first step"
-        for name, classes in (("data", source.classes), ("target", source.target.classes)):
-            if len(classes) < 2:
-                raise InputError(
-                    "students are pretrained to tell classes apart, and features are judged by the target's classes",
-                    where=name,
-                    found=f"one class, {classes[0]!r}",
-                    allowed="at least 2",
-                    fix="set evaluate.on: nothing, or name data with classes",
-                )
+        refuse_one_class(source)
         self.target = source.target
         self.classes = len(source.classes)
         self.preprocessing = preprocessing

@@ -21,7 +21,7 @@ LETTER = 7.4  # mean width of a letter at 13 units
 
 # Each arm has its own marker, so that the plot can be read without colour. The colours of the style sheet
 # are after Okabe and Ito's palette, told apart under every common colour blindness.
-_MARKS = {"set": "circle", "random": "diamond", "full": "square"}
+_MARKS = {"set": "circle", "random": "diamond", "random_target": "diamond", "full": "square"}
 
 
 def accuracy_plot(results: Sequence[ArmResult]) -> str:

@@ -32,7 +32,7 @@ class Table:
 def accuracy_table(evaluation: Evaluation) -> Table:
     """One row an arm, regime and student."""
     return Table(
-        "Test accuracy, mean and 95% interval over seeds",
+        f"{measured(evaluation)}, mean and 95% interval over seeds",
         ("arm", "labels", "student", "accuracy", "images", "seeds", "epochs", "steps"),
         tuple(
             (
@@ -49,6 +49,14 @@ def accuracy_table(evaluation: Evaluation) -> Table:
         ),
         right=frozenset({"accuracy", "images", "seeds", "epochs", "steps"}),
     )
+
+
+def measured(evaluation: Evaluation) -> str:
+    """What the accuracies are, such as `Test accuracy`."""
+    on = evaluation.recipe.get("evaluate", {}).get("on")
+    if on == "transfer":
+        return "Test accuracy of linear probes on the target"
+    return "Test accuracy on the target" if on == "target" else "Test accuracy"
 
 
 def paired_table(evaluation: Evaluation) -> Table:

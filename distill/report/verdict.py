@@ -9,7 +9,8 @@ from distill.report.quantities import with_interval
 def verdict(evaluation: Evaluation, *, classes: int) -> str:
     """What the set reaches, against random real images of the same number and against the full data.
 
-    The comparison is the evaluation's first between `set` and `random`: picked by place, not by result.
+    The comparison is the evaluation's first between `set` and `random_target`, or, without such a control, `random`:
+    picked by place, not by result.
     "No measurable difference" is said where the paired interval holds 0. The epochs on the full data are told: they
     take about the optimiser steps of the set, but at least one epoch.
 
@@ -19,13 +20,19 @@ def verdict(evaluation: Evaluation, *, classes: int) -> str:
     Returns:
         Plain text, one sentence; it must still be escaped for HTML.
     """
-    pair = next((p for p in evaluation.paired if (p.arm_a, p.arm_b) == ("set", "random")), None)
+    controls = [
+        p
+        for arm in ("random_target", "random")
+        for p in evaluation.paired
+        if (p.arm_a, p.arm_b) == ("set", arm)
+    ]
+    pair = controls[0] if controls else None
     ours = _arm(evaluation, "set", pair.regime if pair else None, pair.student if pair else None)
     if ours is None:
         return "The set was not evaluated."
     text = f"{_amount(ours.images, classes)} with {ours.regime} labels reach {_accuracy(ours)}"
     if pair is not None:
-        control = _arm(evaluation, "random", pair.regime_b, pair.student)
+        control = _arm(evaluation, pair.arm_b, pair.regime_b, pair.student)
         if control is not None:
             text += f"{_relation(pair)} {_accuracy(control)}"
     full = _arm(evaluation, "full", None, ours.student)
@@ -55,7 +62,8 @@ def _amount(images: int, classes: int) -> str:
 
 def _relation(pair: PairedDifference) -> str:
     whose = "hard labels" if pair.regime_b == "hard" else "labels of the same teachers"
-    control = f"as many random real images with {whose}"
+    kind = " of the target's classes" if pair.arm_b == "random_target" else ""
+    control = f"as many random real images{kind} with {whose}"
     if len(pair.differences) == 1:
         return f", one seed only, where {control} reach"
     if pair.identical and pair.difference_mean:

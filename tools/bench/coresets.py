@@ -6,8 +6,9 @@ RECIPE is a path or the name of a shipped recipe whose only step is a selector; 
 share of the training images the step is exchanged for each row of `ROWS`, with the network that the recipe's
 own step has, and the run is made by the same road as `distill run`. Students of all runs take the same optimiser steps
 (those of the recipe's `train` at its first share), from the same initial weights, seed by seed: differences are paired.
-The random control is trained once a share. Targeted selectors resemble the validation split, which has the classes of
-the data; what they were made for is another target.
+The random control is trained once a share, on another draw for each seed; intervals of the rows hold the students'
+seeds alone. Targeted selectors and glister look at the validation split, a tenth of the labelled data that no student
+learns from; it has the classes of the data, and what targeted ones were made for is another target.
 
 A row's seconds are those of its selection with everything it needs, networks and features included, also where they
 came from the cache. Finished runs are read back: an interrupted table goes on.
@@ -82,8 +83,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/coresets"))
     parser.add_argument("--device")
     args = parser.parse_intermixed_args()
-    wanted = None if args.only is None else args.only.split(",")
-    rows = [row for row in ROWS if wanted is None or row.method in wanted]
+    wanted = sorted({row.method for row in ROWS}) if args.only is None else args.only.split(",")
+    unknown = set(wanted) - {row.method for row in ROWS}
+    if unknown:
+        parser.error(f"no row of {', '.join(sorted(unknown))}")
+    rows = [row for row in ROWS if row.method in wanted]
     above, measured = 0, 0
     for fraction in map(float, args.fractions.split(",")):
         print(f"\n{100 * fraction:g}% of the training images\n", flush=True)
@@ -107,19 +111,21 @@ def table(
     args: argparse.Namespace, rows: list[Row], fraction: float
 ) -> Iterator[tuple[str, ArmResult, PairedDifference | None, float | None]]:
     """The random control, then every selector: name, accuracy, paired difference, seconds of the selection."""
-    control: ArmResult | None = None
+    control = next(
+        result
+        for result in selected(args, Row("random"), fraction).evaluation.results
+        if result.arm == "random"
+    )
+    yield "random images, another draw for each seed", control, None, None
     for row in rows:
-        done = selected(args, row, fraction, control=control is None)
+        done = selected(args, row, fraction)
         arms = {result.arm: result for result in done.evaluation.results}
-        if control is None:
-            control = arms["random"]
-            yield "random images, another draw for each seed", control, None, None
         stage = next(cost for name, cost in done.evaluation.cost.items() if name.startswith("selector "))
         yield row.name, arms["set"], PairedDifference.between(arms["set"], control), stage.seconds
 
 
-def selected(args: argparse.Namespace, row: Row, fraction: float, *, control: bool) -> RunResult:
-    """The run of a row; the first one of a share has the random control beside it."""
+def selected(args: argparse.Namespace, row: Row, fraction: float) -> RunResult:
+    """The run of a row; that of random images has the random control beside it, another draw for each seed."""
     recipe = load_recipe(args.recipe, args.overrides).recipe
     step = recipe.steps[0]
     network = step.config.network.model_dump(mode="json")  # type: ignore[attr-defined]
@@ -131,7 +137,7 @@ def selected(args: argparse.Namespace, row: Row, fraction: float, *, control: bo
         *args.overrides,
         f"steps=[{options}]",
         f"train.epochs={epochs}",
-        f"evaluate.against={'[random]' if control else '[]'}",
+        f"evaluate.against={'[random]' if row.method == 'random' else '[]'}",
     ]
     if row.targeted:
         overrides.append("target={name: valid}")
