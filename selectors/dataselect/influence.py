@@ -188,15 +188,17 @@ def class_cosines(rows: Rows, labels: Tensor, classes: Tensor) -> Tensor:
     cosine with the class.
 
     Args:
-        rows: float32 (M, k) of the target.
+        rows: float32 (M, k) of the target; a row of zeros, of a sample without finite gradients, has no say.
         labels: int64 (M,).
         classes: int64, each with a sample at least.
     """
     sums = torch.zeros(len(classes), rows.shape[1], dtype=torch.float64, device=rows.device)
+    counts = torch.zeros(len(classes), dtype=torch.float64, device=rows.device)
     numbers = torch.searchsorted(classes, labels.contiguous()).to(rows.device)
     for place, block in _blocks(rows, np.arange(len(labels))):
         sums.index_add_(0, numbers[place], F.normalize(block, dim=1))
-    return sums / torch.bincount(numbers, minlength=len(classes))[:, None]
+        counts.index_add_(0, numbers[place], block.any(dim=1).double())
+    return sums / counts.clamp(min=1)[:, None]
 
 
 def less_scores(parts: Sequence[tuple[Rows, Tensor]], samples: np.ndarray, rates: Sequence[float]) -> Tensor:

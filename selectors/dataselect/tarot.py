@@ -83,15 +83,14 @@ class Tarot(TargetedSelector):
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
         assert source.target is not None, "refused before the first step"
-        there, needed = len(source.target.train), self.config.folds if self.config.finds_size else 1
-        if there < needed:
+        there = len(source.target.train)
+        if self.config.finds_size and there < self.config.folds:
             raise InputError(
-                f"the target has {there} training images, fewer than the {needed} that are needed",
-                where="target",
-                allowed=f"at least {needed} images, one a fold"
-                if self.config.finds_size
-                else "at least 1 image",
-                fix="give the target more images, or lower folds" if there else "give the target images",
+                f"the target has {there} training images, which cannot be cut into {self.config.folds} folds",
+                where="folds",
+                found=f"{self.config.folds}",
+                allowed=f"at most {there}",
+                fix="lower folds, or give the target more images",
             )
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:

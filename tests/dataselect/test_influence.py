@@ -62,7 +62,8 @@ def test_less_equals_its_formula(seed: int, block: int, monkeypatch: pytest.Monk
     monkeypatch.setattr("dataselect.influence._BLOCK", block)
     own = [rows(seed + number, 11, 5) for number in range(3)]
     theirs = [rows(seed + 50 + number, 8, 5) for number in range(3)]
-    own[1][4] = 0  # a sample without finite gradients
+    own[1][4] = 0  # samples without finite gradients
+    theirs[2][3] = 0
     labels, rates, samples = torch.tensor([4, 1, 1, 4, 9, 1, 4, 4]), [0.5, 0.2, 0.01], np.array([9, 4, 0, 2])
     wanted = []
     for sample in samples:
@@ -74,6 +75,7 @@ def test_less_equals_its_formula(seed: int, block: int, monkeypatch: pytest.Monk
                 cosines = [
                     g @ h / max(np.linalg.norm(g) * np.linalg.norm(h), 1e-30)
                     for h in t[labels == number].double().numpy()
+                    if h.any()
                 ]
                 total += rate * np.mean(cosines)
             per_class.append(total)
@@ -199,11 +201,13 @@ def test_gradients_that_do_not_span_their_space_need_a_ridge() -> None:
 
 
 @pytest.mark.parametrize("method", [Trak, Less])
-def test_a_budget_above_the_data_and_spaces_without_gradients_are_refused(
+def test_a_budget_above_the_data_an_empty_target_and_spaces_without_gradients_are_refused(
     method: type[Trak | Less], source: Source
 ) -> None:
     with pytest.raises(InputError, match="25 images are asked for, and there are 24"):
         method(method.Config.model_validate({**OPTIONS, "count": 25})).check(targeted(source), None)
+    with pytest.raises(InputError, match="the target has no training images"):
+        method(method.Config.model_validate(OPTIONS)).check(targeted(source, slice(0, 0)), None)
     with pytest.raises(ValueError, match="features"):
         method.Config.model_validate({"count": 5, "features": "pixels"})
     with pytest.raises(ValueError, match="checkpoints are asked for"):

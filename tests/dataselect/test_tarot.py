@@ -321,11 +321,20 @@ def test_a_budget_above_the_data_an_empty_target_and_too_few_for_folds_are_refus
 
     with pytest.raises(InputError, match="25 images are asked for, and there are 24"):
         check(targeted(source), count=25)
-    with pytest.raises(InputError, match="the target has 0 training images"):
+    with pytest.raises(InputError, match="the target has no training images"):
         check(targeted(source, rows=slice(0, 0)), count=5)
-    with pytest.raises(InputError, match="8 training images, fewer than the 10") as caught:
+    with pytest.raises(InputError, match="8 training images, which cannot be cut into 10 folds") as caught:
         check(targeted(source), size="estimate")
-    assert caught.value.where == "target"
+    assert caught.value.where == "folds"
+
+
+def test_entropic_transports_do_as_well(source: Source, make_context: Callable[..., Context]) -> None:
+    exact, other = (
+        select(make_context(), targeted(source, rows=slice(1, 13)), count=9, **options)
+        for options in ({}, {"exact_entries": 0})
+    )
+    assert len(other.indices) == 9
+    assert other.meta["transport_distance"] == pytest.approx(exact.meta["transport_distance"], rel=0.02)
 
 
 def test_all_images_can_be_asked_for(source: Source, make_context: Callable[..., Context]) -> None:
