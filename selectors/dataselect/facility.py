@@ -12,6 +12,9 @@ not depend on what is kept. DeepCore's gain over batches sees the first batch on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -19,8 +22,10 @@ from dataselect.greedy import Costs, Picked, lazy_greedy
 from dataselect.similarity import Similarity, similarity_sums, spans
 
 _ROWS = 16  # candidates whose gains are computed at once: with 10,000 references they fit a core's cache
+_FOLLOWED_SHARE = 100  # one in so many references must be waiting
+_FOLLOWED_BYTES = 1 << 22  # of rows that are followed at once
 # Bounds are sums of the same float32 numbers in another order than gains.
-_SLACK = 1 + 2.0**-14
+_SLACK = 2.0**-17
 
 
 class FacilityLocation:
@@ -29,30 +34,78 @@ class FacilityLocation:
     Args:
         similarity: of N candidates to R references.
         matrix_bytes: of rows of similarities that are kept.
+
+    Attributes:
+        served: c_i, how well each reference is served, float32 (R,).
     """
+
+    served: Tensor
+    _followed: Tensor  # (R,) c_i as far as bounds were told of it
 
     def __init__(self, similarity: Similarity, *, matrix_bytes: int = 1 << 30) -> None:
         self.similarity = similarity
-        self.served = torch.zeros(similarity.size[1], device=similarity.device)  # (R,) c_i
         self._rows = KeptRows(similarity, matrix_bytes)
+        self.clear()
+
+    @property
+    def batch(self) -> int:
+        return 4 if self._rows.matrix is not None else 16
 
     def bounds(self) -> Tensor:
-        return self._rows.sums().mul_(_SLACK)
+        return self._rows.sums().mul_(1 + _SLACK)
 
     def gains(self, rows: Tensor) -> Tensor:
         found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for part, values in zip(found.split(_ROWS), rows.split(_ROWS), strict=True):
-            for span, block in self._rows.blocks(values):
+        for start in range(0, len(rows), _ROWS):
+            part = found[start : start + _ROWS]
+            for span, block in self._rows.blocks(rows[start : start + _ROWS]):
                 part += block.sub_(self.served[span]).clamp_(min=0).sum(dim=1)
         return found
 
-    def add(self, row: int) -> None:
-        for span, block in self._rows.blocks(torch.tensor([row], device=self.similarity.device)):
-            served = self.served[span]
-            torch.maximum(served, block[0], out=served)
+    def add(self, row: int) -> Tensor | None:
+        before = self.served
+        self.served = torch.maximum(before, self._rows.one(row))
+        if self._rows.matrix is None or self.similarity.references is not None:
+            return None
+        grown = self.served - self._followed
+        waiting = (grown > (self.served - before).mean()).nonzero()[:, 0]
+        if len(waiting) * _FOLLOWED_SHARE < len(grown):
+            return None
+        return self._fallen(self._rows.matrix, waiting, grown)
 
     def clear(self) -> None:
-        self.served.zero_()
+        self.served = torch.zeros(self.similarity.size[1], device=self.similarity.device)
+        self._followed = self.served.clone()
+
+    def _fallen(self, matrix: Tensor, waiting: Tensor, grown: Tensor) -> Tensor:
+        """By how much at least gains fell, sum_i min(max(0, s_ij - c_i), c'_i - c_i), float64 (N,).
+
+        The sum goes over references that are served better by more than the mean, once they are many enough to be worth
+        it; the others wait. Over a whole run they are some N ln k, instead of N k. Their similarities lie in rows, as
+        the matrix is symmetric.
+
+        Args:
+            matrix: float32 (N, N).
+            waiting: int64 (m,), references.
+            grown: c' - c, float32 (N,).
+        """
+        fallen = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device)
+        for part in waiting.split(len(self._block)):
+            block = self._block[: len(part)]
+            torch.index_select(matrix, 0, part, out=block)
+            block.sub_(self._followed.index_select(0, part).unsqueeze(1)).clamp_(min=0)
+            torch.minimum(block, grown.index_select(0, part).unsqueeze(1), out=block)
+            fallen += block.sum(dim=0)
+        self._followed[waiting] = self.served[waiting]
+        return fallen.mul_(1 - _SLACK)
+
+    @cached_property
+    def _block(self) -> Tensor:
+        """float32 (b, N): where rows are followed, the same memory each time, which stays in the cache."""
+        candidates = self.similarity.size[0]
+        return torch.empty(
+            max(_FOLLOWED_BYTES // (4 * candidates), 1), candidates, device=self.similarity.device
+        )
 
 
 class KeptRows:
@@ -61,53 +114,61 @@ class KeptRows:
     Args:
         similarity: of N candidates to R references.
         matrix_bytes: 4 R a row.
+
+    Attributes:
+        matrix: float32 (N, R), all similarities, once `sums` was called and where there is room for them; else None.
     """
 
     def __init__(self, similarity: Similarity, matrix_bytes: int) -> None:
         self.similarity = similarity
         candidates, references = similarity.size
+        self.matrix: Tensor | None = None
         self._room = min(candidates, matrix_bytes // (4 * references))
-        self._whole = self._room == candidates
-        self._matrix = torch.empty(self._room, references, device=similarity.device)
-        self._places = torch.full(
-            (candidates,), -1, device=similarity.device
-        )  # in the matrix, -1 for not there
+        self._some = torch.empty(0, references, device=similarity.device)
+        self._places = torch.full((candidates,), -1, device=similarity.device)  # in `_some`, -1 for not there
         self._used = 0
 
     def sums(self) -> Tensor:
         """sum_i s_ij of every candidate, float64 (N,)."""
-        if not self._whole:
+        if self.matrix is not None:
+            return self.matrix.sum(dim=1, dtype=torch.float64)
+        if self._room < self.similarity.size[0]:
             return similarity_sums(self.similarity)
-        if self._used:
-            return self._matrix.sum(dim=1, dtype=torch.float64)
-        torch.arange(self._room, out=self._places)
-        self._used = self._room
-        return similarity_sums(self.similarity, out=self._matrix)
+        self.matrix = torch.empty(self.similarity.size, device=self.similarity.device)
+        return similarity_sums(self.similarity, out=self.matrix)
 
-    def blocks(self, rows: Tensor) -> list[tuple[slice, Tensor]]:
+    def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Similarities of candidates `rows`, int64 (b,), by spans of the references: copies, float32 (b, r)."""
-        places = self._places[rows]
-        if bool((places < 0).any()):
-            self._keep(rows[places < 0])
-            places = self._places[rows]
-        there = bool((places >= 0).all())
-        return [
-            (
-                span,
-                self._matrix[:, span].index_select(0, places) if there else self.similarity.block(rows, span),
-            )
-            for span in spans(self.similarity.size[1])
-        ]
-
-    def _keep(self, rows: Tensor) -> None:
-        """Compute and keep rows while there is room for all of them."""
-        end = self._used + len(rows)
-        if end > self._room:
-            return
+        kept, places = self.matrix, rows
+        if kept is None and self._keep(rows):
+            kept, places = self._some, self._places[rows]
         for span in spans(self.similarity.size[1]):
-            self.similarity.block(rows, span, out=self._matrix[self._used : end, span])
-        self._places[rows] = torch.arange(self._used, end, device=rows.device)
-        self._used = end
+            if kept is None:
+                yield span, self.similarity.block(rows, span)
+            else:
+                yield span, kept[:, span].index_select(0, places)
+
+    def one(self, row: int) -> Tensor:
+        """float32 (R,): similarities of one candidate."""
+        if self.matrix is not None:
+            return self.matrix[row]
+        place = torch.tensor([row], device=self.similarity.device)
+        return torch.cat([block[0] for _, block in self.blocks(place)])
+
+    def _keep(self, rows: Tensor) -> bool:
+        """Whether all of the rows are kept; those that are not yet are computed while there is room for them."""
+        new = rows[self._places[rows] < 0]
+        end = self._used + len(new)
+        if end > self._room:
+            return False
+        if len(new):
+            if not len(self._some):
+                self._some = torch.empty(self._room, self._some.shape[1], device=rows.device)
+            for span in spans(self.similarity.size[1]):
+                self.similarity.block(new, span, out=self._some[self._used : end, span])
+            self._places[new] = torch.arange(self._used, end, device=rows.device)
+            self._used = end
+        return True
 
 
 def facility_location(

@@ -36,6 +36,10 @@ class GraphCut:
         self._alone = similarity_sums(similarity) * scale - similarity.own()  # (N,) gains to the empty set
         self.clear()
 
+    @property
+    def batch(self) -> int:
+        return 64
+
     def bounds(self) -> Tensor:
         return self._alone.clone()
 

@@ -27,13 +27,17 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-_BATCH = 16  # candidates that are evaluated at once, to begin with
 _LARGEST_BATCH = 512
 _REMEMBERED = 16  # candidates that compete in stochastic greedy beside those drawn
 
 
 class Objective(Protocol):
     """A submodular function of sets of candidates, and the set so far."""
+
+    @property
+    def batch(self) -> int:
+        """So many candidates are evaluated in little more time than one."""
+        ...
 
     def bounds(self) -> Tensor:
         """float64 (N,): no candidate's gain to the empty set, as `gains` finds it, is greater."""
@@ -43,8 +47,13 @@ class Objective(Protocol):
         """float64 (b,): gains of candidates `rows`, int64 (b,), to the set so far."""
         ...
 
-    def add(self, row: int) -> None:
-        """Put a candidate into the set."""
+    def add(self, row: int) -> Tensor | None:
+        """Put a candidate into the set.
+
+        Returns:
+            By how much `bounds` may fall, float64 (N,): less all that was returned since, they are bounds of the gains
+            to the set as it is now. None where nothing is known.
+        """
         ...
 
     def clear(self) -> None:
@@ -107,29 +116,38 @@ def _lazy(
 ) -> Picked:
     """One run of lazy greedy by gain times `scale`; `bounds` (N,) are used up."""
     rows, gains = _begin(objective, initial)
-    bounds[rows] = -torch.inf
     left = math.inf if costs is None else costs.limit - float(costs.each[rows].sum())
     if scale is not None:
         bounds.mul_(scale)
+    bounds[rows] = -torch.inf
+    known = bounds.clone()  # gains when last evaluated
     while len(rows) < count:
         if costs is not None:
             bounds[costs.each > left] = -torch.inf  # what is left only falls
             if not bool((bounds > -torch.inf).any()):
                 break
-        row, gain = _best(objective, bounds, scale)
-        objective.add(row)
+        row, gain = _best(objective, torch.minimum(bounds, known), known, scale)
         rows.append(row)
         gains.append(gain if scale is None else gain / float(scale[row]))
+        fallen = objective.add(row)
+        if fallen is not None:
+            bounds -= fallen if scale is None else fallen * scale
         bounds[row] = -torch.inf
         if costs is not None:
             left -= float(costs.each[row])
     return _picked(rows, gains, bounds.device)
 
 
-def _best(objective: Objective, bounds: Tensor, scale: Tensor | None) -> tuple[int, float]:
-    """The row of the greatest gain (times `scale`), the lowest of several; what is evaluated tightens `bounds`."""
-    unknown = bounds.clone()  # bounds of candidates that were not evaluated yet
-    best, best_gain, batch = len(bounds), -math.inf, _BATCH
+def _best(objective: Objective, unknown: Tensor, known: Tensor, scale: Tensor | None) -> tuple[int, float]:
+    """The row of the greatest gain (times `scale`), the lowest of several.
+
+    Args:
+        objective: with the set so far.
+        unknown: float64 (N,), bounds; used up.
+        known: float64 (N,), where gains that are evaluated go.
+        scale: float64 (N,), of gains.
+    """
+    best, best_gain, batch = len(unknown), -math.inf, objective.batch
     while True:
         rows = _promising(unknown, best, best_gain, batch)
         if not len(rows):
@@ -137,7 +155,7 @@ def _best(objective: Objective, bounds: Tensor, scale: Tensor | None) -> tuple[i
         gains = objective.gains(rows)
         if scale is not None:
             gains = gains * scale[rows]
-        bounds[rows] = gains
+        known[rows] = gains
         unknown[rows] = -torch.inf
         top = float(gains.max())
         row = int(rows[gains == top].min())
@@ -148,12 +166,12 @@ def _best(objective: Objective, bounds: Tensor, scale: Tensor | None) -> tuple[i
 
 def _promising(unknown: Tensor, best: int, best_gain: float, batch: int) -> Tensor:
     """Candidates that may gain more than the best, or as much with a lower row; int64 (b,)."""
-    values, rows = unknown.topk(min(batch, len(unknown)))
-    greatest = float(values[0])
+    greatest = float(unknown.max())
     if greatest == -math.inf or greatest < best_gain:
-        return rows[:0]
+        return unknown.new_empty(0, dtype=torch.int64)
     if greatest == best_gain:
         return (unknown[:best] == best_gain).nonzero()[:, 0]
+    values, rows = unknown.topk(min(batch, len(unknown)))
     if float(values[-1]) == greatest:  # of many alike the lowest rows: topk takes any
         return (unknown == greatest).nonzero()[:batch, 0]
     return rows[values > best_gain]

@@ -243,10 +243,8 @@ def similarity_sums(similarity: Similarity, *, out: Tensor | None = None) -> Ten
         rows = slice(top, min(top + _TILE, candidates))
         for left in range(top if symmetric else 0, references, _TILE):
             columns = slice(left, min(left + _TILE, references))
-            tile = similarity.block(rows, columns)
+            tile = similarity.block(rows, columns, out=None if out is None else out[rows, columns])
             sums[rows] += tile.sum(dim=1)
-            if out is not None:
-                out[rows, columns] = tile
             if symmetric and left > top:
                 sums[columns] += tile.sum(dim=0)
                 if out is not None:

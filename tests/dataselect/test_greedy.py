@@ -23,11 +23,16 @@ class Coverage:
     Args:
         covered: bool (N, M), which of M things each candidate covers.
         weights: float64 (M,).
+
+    Attributes:
+        tells: whether it knows how far gains fall.
     """
 
     def __init__(self, covered: Tensor, weights: Tensor) -> None:
         self.covered, self.weights = covered, weights
         self.evaluations = 0
+        self.batch = 16
+        self.tells = False
         self.clear()
 
     def bounds(self) -> Tensor:
@@ -37,8 +42,10 @@ class Coverage:
         self.evaluations += len(rows)
         return (self.covered[rows] & ~self.done).double() @ self.weights
 
-    def add(self, row: int) -> None:
-        self.done = self.done | self.covered[row]
+    def add(self, row: int) -> Tensor | None:
+        new = self.covered[row] & ~self.done
+        self.done = self.done | new
+        return (self.covered & new).double() @ self.weights if self.tells else None
 
     def clear(self) -> None:
         self.done = torch.zeros(self.covered.shape[1], dtype=torch.bool)
@@ -78,14 +85,26 @@ def test_lazy_is_naive_with_its_ties(n: int, things: int, count: int, seed: int)
     assert found.gains.tolist() == gains
 
 
+@pytest.mark.parametrize("tells", [False, True])
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 64, 1000])
-def test_batches_do_not_matter(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_what_is_known_do_not_matter(
+    batch: int, tells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = [lazy_greedy(coverage(150, 60, seed), 40) for seed in range(5)]
-    monkeypatch.setattr(under_test, "_BATCH", batch)
     monkeypatch.setattr(under_test, "_LARGEST_BATCH", max(batch, 4))
     for seed, each in enumerate(wanted):
-        found = lazy_greedy(coverage(150, 60, seed), 40)
+        objective = coverage(150, 60, seed)
+        objective.batch, objective.tells = batch, tells
+        found = lazy_greedy(objective, 40)
         assert found.rows.tolist() == each.rows.tolist()
+        assert found.gains.tolist() == each.gains.tolist()
+
+
+def test_gains_that_are_known_to_fall_save_evaluations() -> None:
+    objective = coverage(2000, 3000, 0)
+    objective.batch, objective.tells = 1, True
+    lazy_greedy(objective, 50)
+    assert objective.evaluations <= 2 * 50
 
 
 def test_bounds_that_are_loose_do_not_matter() -> None:
@@ -107,7 +126,7 @@ def test_when_nothing_gains_any_more_a_pick_costs_one_batch() -> None:
     found = lazy_greedy(objective, 500)
     assert float(found.gains[50:].sum()) == 0
     assert found.rows[50:].tolist() == sorted(found.rows[50:].tolist()), "the lowest rows first"
-    assert objective.evaluations < 4000 + 500 * 2 * under_test._BATCH
+    assert objective.evaluations < 4000 + 500 * 2 * objective.batch
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -148,7 +167,9 @@ def test_costs_the_better_of_two_rules(seed: int) -> None:
     objective = coverage(30, 50, seed)
     both = [naive_costly(objective, costs, limit, ratio=ratio) for ratio in (True, False)]
     values = [objective.value(rows) for rows in both]
-    found = lazy_greedy(coverage(30, 50, seed), 30, costs=Costs(torch.from_numpy(costs), limit))
+    objective.clear()
+    objective.tells = bool(seed % 2)
+    found = lazy_greedy(objective, 30, costs=Costs(torch.from_numpy(costs), limit))
     assert found.rows.tolist() == both[values.index(max(values))]
     assert float(found.gains.sum()) == pytest.approx(max(values))
     assert costs[found.rows.numpy()].sum() <= limit

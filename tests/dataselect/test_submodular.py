@@ -163,6 +163,7 @@ def test_what_is_kept_and_how_it_is_cut_does_not_matter(
         assert torch.equal(again.gains, wanted.gains)
     for rows, tile, span in ((1, 16, 64), (7, 50, 100), (400, 1000, 1 << 20)):
         monkeypatch.setattr(facility, "_ROWS", rows)
+        monkeypatch.setattr(facility, "_FOLLOWED_BYTES", 4 * 400 * rows)
         monkeypatch.setattr(similarity_module, "_TILE", tile)
         monkeypatch.setattr(similarity_module, "_SPAN", span)
         for matrix_bytes in (0, 1 << 30):
@@ -274,6 +275,22 @@ def test_costs_are_kept() -> None:
     costs = np.random.default_rng(0).uniform(0.5, 2, 100)
     picked = facility_location(found, 100, costs=Costs(torch.from_numpy(costs), 12.0))
     assert costs[picked.rows.numpy()].sum() <= 12 < costs[picked.rows.numpy()].sum() + 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gains_are_known_to_fall_by_no_more_than_they_do(seed: int) -> None:
+    """Bounds that follow every pick stay above all gains, by no more than the last pick gained."""
+    found = similarity_of(clustered(300, seed=seed), "cosine")
+    objective = FacilityLocation(found)
+    bounds, everything = objective.bounds(), torch.arange(300)
+    picked = facility_location(found, 60)
+    for row, gain in zip(picked.rows.tolist(), picked.gains.tolist(), strict=True):
+        fallen = objective.add(row)
+        assert fallen is not None
+        bounds -= fallen
+        gains = objective.gains(everything)
+        assert (bounds >= gains).all()
+        assert (bounds - gains).max() < gain + 0.05
 
 
 def test_assignment_sizes_count_whom_each_pick_serves() -> None:
