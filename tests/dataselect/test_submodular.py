@@ -279,18 +279,21 @@ def test_costs_are_kept() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_gains_are_known_to_fall_by_no_more_than_they_do(seed: int) -> None:
-    """Bounds that follow every pick stay above all gains, by no more than the last pick gained."""
+    """Bounds stay above all gains, and once they have followed a pick by no more than what it gained."""
     found = similarity_of(clustered(300, seed=seed), "cosine")
     objective = FacilityLocation(found)
     bounds, everything = objective.bounds(), torch.arange(300)
     picked = facility_location(found, 60)
+    followed = 0
     for row, gain in zip(picked.rows.tolist(), picked.gains.tolist(), strict=True):
         fallen = objective.add(row)
-        assert fallen is not None
-        bounds -= fallen
         gains = objective.gains(everything)
+        if fallen is not None:
+            followed += 1
+            bounds -= fallen
+            assert (bounds - gains).max() < gain * 1.001 + 0.001
         assert (bounds >= gains).all()
-        assert (bounds - gains).max() < gain + 0.05
+    assert 20 < followed < 60
 
 
 def test_assignment_sizes_count_whom_each_pick_serves() -> None:
