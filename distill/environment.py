@@ -14,7 +14,7 @@ import torch
 
 import distill
 
-_PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scipy", "h5py", "scikit-learn")
+_PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scipy", "h5py", "scikit-learn", "POT")
 
 
 def versions() -> dict[str, str]:
