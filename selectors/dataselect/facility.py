@@ -21,7 +21,8 @@ from torch import Tensor
 from dataselect.greedy import Costs, Picked, lazy_greedy
 from dataselect.similarity import Similarity, similarity_sums, spans
 
-_ROWS = 16  # candidates whose gains are computed at once: with 10,000 references they fit a core's cache
+_ROWS = 16  # candidates whose gains are summed up at once: with 10,000 references they fit a core's cache
+_COMPUTED = 512  # candidates whose similarities are computed at once, at most
 _FOLLOWED_SHARE = 100  # one in so many references must be waiting
 _FOLLOWED_BYTES = 1 << 22  # of rows that are followed at once
 # Bounds are sums of the same float32 numbers in another order than gains.
@@ -49,17 +50,19 @@ class FacilityLocation:
 
     @property
     def batch(self) -> int:
-        return 4 if self._rows.matrix is not None else 16
+        return 4 if self._rows.matrix is not None else 32
 
     def bounds(self) -> Tensor:
         return self._rows.sums().mul_(1 + _SLACK)
 
     def gains(self, rows: Tensor) -> Tensor:
         found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for start in range(0, len(rows), _ROWS):
-            part = found[start : start + _ROWS]
-            for span, block in self._rows.blocks(rows[start : start + _ROWS]):
-                part += block.sub_(self.served[span]).clamp_(min=0).sum(dim=1)
+        size = self._rows.at_once
+        for start in range(0, len(rows), size):
+            for span, block in self._rows.blocks(rows[start : start + size]):
+                for first in range(0, len(block), _ROWS):
+                    few = block[first : first + _ROWS].sub_(self.served[span]).clamp_(min=0)
+                    found[start + first : start + first + len(few)] += few.sum(dim=1)
         return found
 
     def add(self, row: int) -> Tensor | None:
@@ -137,16 +140,29 @@ class KeptRows:
         self.matrix = torch.empty(self.similarity.size, device=self.similarity.device)
         return similarity_sums(self.similarity, out=self.matrix)
 
+    @property
+    def at_once(self) -> int:
+        """Rows to ask for at once: a product of few rows is slow, and what is kept need only be read."""
+        return _COMPUTED if self.matrix is None else _ROWS
+
     def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Similarities of candidates `rows`, int64 (b,), by spans of the references: copies, float32 (b, r)."""
-        kept, places = self.matrix, rows
-        if kept is None and self._keep(rows):
-            kept, places = self._some, self._places[rows]
-        for span in spans(self.similarity.size[1]):
-            if kept is None:
+        parts = spans(self.similarity.size[1])
+        if self.matrix is not None:
+            yield from ((span, self.matrix[:, span].index_select(0, rows)) for span in parts)
+            return
+        self._keep(rows)
+        places = self._places[rows]
+        kept, computed = (places >= 0).nonzero()[:, 0], (places < 0).nonzero()[:, 0]
+        for span in parts:
+            if not len(kept):
                 yield span, self.similarity.block(rows, span)
-            else:
-                yield span, kept[:, span].index_select(0, places)
+                continue
+            block = torch.empty(len(rows), span.stop - span.start, device=rows.device)
+            block[kept] = self._some[:, span].index_select(0, places[kept])
+            if len(computed):
+                block[computed] = self.similarity.block(rows[computed], span)
+            yield span, block
 
     def one(self, row: int) -> Tensor:
         """float32 (R,): similarities of one candidate."""
@@ -155,20 +171,18 @@ class KeptRows:
         place = torch.tensor([row], device=self.similarity.device)
         return torch.cat([block[0] for _, block in self.blocks(place)])
 
-    def _keep(self, rows: Tensor) -> bool:
-        """Whether all of the rows are kept; those that are not yet are computed while there is room for them."""
-        new = rows[self._places[rows] < 0]
+    def _keep(self, rows: Tensor) -> None:
+        """Compute and keep rows that are not kept yet, while there is room."""
+        new = rows[self._places[rows] < 0][: self._room - self._used]
+        if not len(new):
+            return
+        if not len(self._some):
+            self._some = torch.empty(self._room, self._some.shape[1], device=rows.device)
         end = self._used + len(new)
-        if end > self._room:
-            return False
-        if len(new):
-            if not len(self._some):
-                self._some = torch.empty(self._room, self._some.shape[1], device=rows.device)
-            for span in spans(self.similarity.size[1]):
-                self.similarity.block(new, span, out=self._some[self._used : end, span])
-            self._places[new] = torch.arange(self._used, end, device=rows.device)
-            self._used = end
-        return True
+        for span in spans(self.similarity.size[1]):
+            self.similarity.block(new, span, out=self._some[self._used : end, span])
+        self._places[new] = torch.arange(self._used, end, device=rows.device)
+        self._used = end
 
 
 def facility_location(
