@@ -155,6 +155,12 @@ class SubmodularSelector(SpaceSelector):
         costs = None if config.costs is None else read_costs(config.costs, samples=len(source.train))
         space = self.space(ctx, source)
         seed = ctx.derive(self.name)
+        if len(kept) and len(space.finite(kept)) < len(kept):
+            raise InputError(
+                f"{len(kept) - len(space.finite(kept))} images of the step before have NaN or infinite features",
+                where=f"{self.name}.extend",
+                fix="measure in the features of the step before, or look at these images (the cache warns of them)",
+            )
 
         def pick(samples: np.ndarray, count: int, number: int) -> Picks:
             if costs is not None:

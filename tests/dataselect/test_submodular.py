@@ -22,6 +22,7 @@ from dataselect.facility import FacilityLocation, assignment_sizes, facility_loc
 from dataselect.graph_cut import GraphCut
 from dataselect.greedy import Costs, Objective, lazy_greedy, stochastic_greedy
 from dataselect.similarity import Similarity, SimilarityKind, similarity_of
+from dataselect.space import FeatureSpace
 from dataselect.submodular import EPSILON, FacilityLocationSelector, GraphCutSelector, SubmodularSelector
 from distill.contracts import Context, Selection, Source
 from distill.errors import DamagedDataError, InputError, NonFiniteError
@@ -391,6 +392,16 @@ def test_extend_needs_a_step_before_and_room(source: Source, make_context: Calla
     with pytest.raises(InputError, match="kept 3 images, more than the budget"):
         whole.run(make_context(), source, crowded)
     assert selector.estimate(train=24, classes=3, before=3).images == 6
+
+
+def test_extend_cannot_keep_what_has_no_features(
+    source: Source, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureSpace, "finite", lambda self, samples: samples[samples != 7])
+    with pytest.raises(InputError, match="1 images of the step before have NaN or infinite features"):
+        selected(FacilityLocationSelector, make_context(), source, before([7, 3]), ipc=2, extend=True)
+    chosen = selected(FacilityLocationSelector, make_context(), source, before([3]), ipc=2, extend=True)
+    assert 3 in chosen.indices and 7 not in chosen.indices
 
 
 def test_extend_in_a_recipe_goes_beyond_the_step_before(tmp_path: Path) -> None:
