@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from dataselect import facility
+from dataselect import facility, greedy
 from dataselect import similarity as similarity_module
 from dataselect.costs import CostConfig, read_costs
 from dataselect.facility import FacilityLocation, assignment_sizes, facility_location
@@ -172,6 +172,33 @@ def test_what_is_kept_and_how_it_is_cut_does_not_matter(
             again = facility_location(found, 60, matrix_bytes=matrix_bytes)
             assert again.rows.tolist() == wanted.rows.tolist()
             torch.testing.assert_close(again.gains, wanted.gains, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["facility", "cut"])
+def test_no_more_similarities_are_computed_at_once_than_blocks_hold(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing grows with N x R: the memory of a million candidates is that of their features."""
+    monkeypatch.setattr(similarity_module, "_TILE", 64)
+    monkeypatch.setattr(similarity_module, "_SPAN", 256)
+    monkeypatch.setattr(facility, "_COMPUTED", 32)
+    sizes = []
+    products = similarity_module._products
+
+    def counted(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
+        sizes.append(len(left) * len(right))
+        return products(left, right, out)
+
+    monkeypatch.setattr(similarity_module, "_products", counted)
+    found = similarity_of(clustered(3000), "cosine")
+    objective: Objective = (
+        FacilityLocation(found, matrix_bytes=0) if name == "facility" else OBJECTIVES[name](found)
+    )
+    lazy_greedy(objective, 50)
+    objective.clear()
+    stochastic_greedy(objective, 50, size=3000, epsilon=0.5, generator=torch.Generator())
+    limit = 32 * 256 if name == "facility" else greedy._LARGEST_BATCH * 50
+    assert max(sizes) <= max(limit, 64 * 64)
 
 
 @pytest.mark.parametrize("picks", [1, 7, 1024])
