@@ -30,7 +30,7 @@ from distill.portable import without_paths
 from distill.recipe import make_recipe
 
 KINDS = get_args(SimilarityKind)
-OBJECTIVES = {
+OBJECTIVES: dict[str, Callable[[Similarity], Objective]] = {
     "facility": FacilityLocation,
     "cut": lambda similarity: GraphCut(similarity, relevance=2.0),
     "cut, not monotone": lambda similarity: GraphCut(similarity, relevance=0.5),
