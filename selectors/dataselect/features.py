@@ -178,6 +178,18 @@ def _refuse_one_class(source: Source) -> None:
         )
 
 
+def _refuse_certain_labels(source: Source) -> None:
+    """Of one class every label has the probability 1, and the loss no gradient: nothing would tell samples apart."""
+    if len(source.classes) == 1:
+        raise InputError(
+            "the data have one class: the gradients of the loss are 0 for every image",
+            where="features",
+            found=f"one class, {source.classes[0]!r}",
+            allowed="data of at least 2 classes",
+            fix="give the data more classes, or choose a method and features without gradients",
+        )
+
+
 class FeatureConfig(SpaceConfig):
     """A budget, and the space of features."""
 
@@ -212,6 +224,7 @@ class TargetedSelector(SpaceSelector):
             )
         if self.config.features in ("gradients", "last_layer"):
             labelled_target(source)  # refuses classes that the data lack
+            _refuse_certain_labels(source)
 
 
 class Chosen(NamedTuple):

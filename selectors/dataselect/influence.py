@@ -90,8 +90,6 @@ class Trak(_Influence):
         """Of margins, and not of the loss as the space has them."""
 
         def finite(samples: np.ndarray) -> np.ndarray:
-            if len(source.classes) == 1:
-                return samples
             asked = Gradients(self.config.projection, of="margin")
             rows = [
                 ctx.cache.gradients(source.train, each, asked) for each in self.space(ctx, source).networks
@@ -106,8 +104,6 @@ class Trak(_Influence):
         networks = self.space(ctx, source).networks
         kernel = torch.zeros(len(samples), dtype=torch.float64, device=ctx.device)
         doubt = torch.zeros_like(kernel)
-        if len(source.classes) == 1:
-            return kernel  # the label is certain, 1 - p = 0; and a margin compares classes
         for network in networks:
             answers = ctx.cache.request(source.train, network, [asked, Loss()])
             target = ctx.cache.gradients(labelled_target(source), network, asked)

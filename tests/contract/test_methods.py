@@ -54,6 +54,7 @@ class Case:
         random: another seed must give another result.
         behind: options for use behind a selector that keeps 4 images a class; None where it cannot stand there.
         whole: classes have no say: for three of them `images` are kept of each in the mean.
+        alone: whether data of one class mean anything to it; they are refused where not.
     """
 
     method: str
@@ -62,6 +63,7 @@ class Case:
     random: bool
     behind: Mapping[str, Any] | None
     whole: bool = False
+    alone: bool = True
 
     def __str__(self) -> str:
         return f"{self.method}-{self.options['features']}" if "features" in self.options else self.method
@@ -84,7 +86,8 @@ def targeted(method: str, features: str, *, random: bool, **more: Any) -> Case:
     options: dict[str, Any] = {"count": 6, "features": features, **more}
     if features != "pixels":
         options["network"] = NETWORK
-    return Case(method, options, images=2, random=random, behind=options, whole=True)
+    alone = features == "pixels"  # networks learn nothing from one class
+    return Case(method, options, images=2, random=random, behind=options, whole=True, alone=alone)
 
 
 CASES = [
@@ -380,6 +383,10 @@ def test_the_source_is_left_as_it_was(case: Case, source: Source, make_context: 
 @every_case
 def test_one_class_alone(case: Case, make_source: MakeSource, make_context: MakeContext) -> None:
     source, ctx = make_source((8,)), make_context()
+    if not case.alone:
+        with pytest.raises(InputError, match="one class"):
+            case.build().check(with_target(source), None)
+        return
     made = as_set(run(case, ctx, source), ctx, source)
     check_set(made)
     assert made.labels.tolist() == [0] * (3 * case.images if case.whole else case.images)

@@ -214,6 +214,14 @@ def test_a_budget_above_the_data_an_empty_target_and_spaces_without_gradients_ar
         method.Config.model_validate({**OPTIONS, "checkpoints": 5})
 
 
+@pytest.mark.parametrize("method", [Trak, Less])
+def test_data_of_one_class_are_refused(method: type[Trak | Less], make_source: Callable[..., Source]) -> None:
+    """Every gradient is 0, and the first rows would be picked."""
+    with pytest.raises(InputError, match="one class: the gradients of the loss are 0") as caught:
+        method(method.Config.model_validate(OPTIONS)).check(targeted(make_source((9,))), None)
+    assert caught.value.where == "features"
+
+
 @pytest.mark.gpu
 def test_gpu_scores_what_the_cpu_scores() -> None:
     phi, goal = rows(0, 300, 32), rows(1, 1, 32)[0].double()
