@@ -99,7 +99,7 @@ def estimate_ratio(
         by_fold = [layers(candidates, target[part], depth, within=_POSITIVE).int() for part in held]
         pool = (torch.stack(by_fold).amin(dim=0) < depth).nonzero()[:, 0]
         _refuse_unlike(len(pool))
-        bounds = _Bounds(Distances(candidates[pool.to(candidates.device)], target, memory=memory), known)
+        bounds = _Bounds(Distances(candidates, target, memory=memory, rows=pool), known)
         curves = []
         for part, layer in zip(held, by_fold, strict=True):
             curves.append(_search(bounds, part, layer[pool], depth, tolerance=tolerance, solver=solver))

@@ -24,12 +24,13 @@ from torch import Tensor
 from dataselect.distances import Distances, Transport, feasible
 
 EPS = 1e-3  # of the last level, in units of the cost
-TOLERANCE = 5e-3  # of the marginals, sum_i |sum_j P_ij - a_i|
+TOLERANCE = 5e-3  # of either side's masses, sum_i |sum_j P_ij - a_i| and sum_j |sum_i P_ij - b_j|
 RELAXATION = 1.95
 _ITERATIONS = 5000  # of the last level
 _LEVEL_TOLERANCE, _LEVEL_ITERATIONS = 5e-2, 100  # of the levels before
 _COARSE = 8e-3  # of the level at which the cost is nearly known, in units of the mean distance
 _LEAST = 1e-6  # of eps: points that are all the same are no distance apart
+_LOOK = 10  # iterations between two looks at the marginals: a look waits for the device
 _ABSORBED = 10.0  # logarithm of a scaling above which the plan is computed anew
 
 
@@ -99,33 +100,37 @@ def _balanced(
     tolerance: float,
     iterations: int,
 ) -> tuple[Tensor, Tensor, float]:
-    """f (n,), g (m,) whose plan has marginals a and b, and by how much a is missed; NaN where it diverged."""
+    """f (n,), g (m,) whose plan has marginals a and b, and by how much the worse is missed; NaN where it diverged."""
     plan = _Plan(distances, a, b, _log_mean_exp(distances, b, g, eps), g, eps)
-    u, v = (
-        torch.zeros_like(a),
-        torch.zeros_like(b),
-    )  # logarithms of the scalings of the plan's rows and columns
+    # Logarithms of the scalings of the plan's rows and columns.
+    u, v = torch.zeros_like(a), torch.zeros_like(b)
     error = float("inf")
-    for turn in range(iterations):
-        rows, columns = torch.empty_like(a), torch.zeros_like(b)
-        scale = v.exp()
-        before = u
-        u = torch.empty_like(a)
+    for turn in range(1, iterations + 1):
+        columns, scale = torch.zeros_like(b), v.exp()
         for place, block in plan.blocks():
-            rows[place] = block @ scale
-            u[place] = torch.lerp(before[place], (a[place] / rows[place]).log(), relaxation)
+            u[place] = torch.lerp(u[place], (a[place] / (block @ scale)).log(), relaxation)
             columns += u[place].exp() @ block
         v = torch.lerp(v, (b / columns).log(), relaxation)
-        error = float((before.exp() * rows - a).abs().sum())
-        largest = float(torch.maximum(u.abs().max(), v.abs().max()))
-        if not largest < 80:  # beyond float32
-            return plan.f, plan.g, float("nan")
-        if turn and error < tolerance:  # at first the rows have their masses, whatever the columns have
-            break
-        if largest > _ABSORBED or not plan.kept:
+        if looked := turn == 1 or turn % _LOOK == 0 or turn == iterations:
+            error, largest = torch.stack([_missed(plan, u, v), torch.cat([u, v]).abs().amax()]).tolist()
+            if not largest < 80:  # beyond float32
+                return plan.f, plan.g, float("nan")
+            if error < tolerance:
+                break
+        if not plan.kept or (looked and largest > _ABSORBED):
             plan = _Plan(distances, a, b, plan.f + eps * u, plan.g + eps * v, eps)
             u, v = torch.zeros_like(a), torch.zeros_like(b)
     return plan.f + eps * u, plan.g + eps * v, error
+
+
+def _missed(plan: _Plan, u: Tensor, v: Tensor) -> Tensor:
+    """By how much the plan, its rows scaled by e^u and its columns by e^v, misses the worse of its marginals."""
+    missed, columns, scale = u.new_zeros(()), torch.zeros_like(v), v.exp()
+    for place, block in plan.blocks():
+        rows = u[place].exp()
+        missed += (rows * (block @ scale) - plan.a[place]).abs().sum()
+        columns += rows @ block
+    return torch.maximum(missed, (scale * columns - plan.b).abs().sum())
 
 
 class _Plan:

@@ -13,33 +13,42 @@ from torch import Tensor
 
 _GRID = 1 << 28
 _ROW_BITS = 32  # of a key: below the square's, so that keys are sorted by distance, then by row
-_TILE = 4096  # candidates at once, or as many as are asked for
-_ENTRIES = 1 << 22  # of a tile at most, 8 bytes each
+_TILE = 4096  # candidates at once
+_TARGETS = 256  # targets at once
+_ENTRIES = 1 << 22  # of the rows of a tile, and of its keys with those held, at most; 8 bytes each
 
 
-def nearest(candidates: Tensor, targets: Tensor, depth: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def nearest(
+    candidates: Tensor, targets: Tensor, depth: int, *, among: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The nearest candidates of every target, by blocks of targets.
 
+    What is held at once does not grow with N or M, and with `depth` only where that alone is more than `_ENTRIES`.
+
     Args:
-        candidates: float32 (N, D), lengths at most 1.
+        candidates: float32 (N, D), lengths at most 1; may lie in a file.
         targets: float32 (M, D), alike, on the device that computes.
         depth: how many of each target, at most N.
+        among: rows of candidates, int64 (n,), that alone are there; found rows are places in it. None is all.
 
     Yields:
         A block of targets; its candidates' rows, int64 (B, depth), nearest first, ties to the lowest row; and their
         squared distances float64 (B, depth), to 2^-29.
     """
-    assert 1 <= depth <= len(candidates) < 1 << _ROW_BITS
-    tile = max(_TILE, depth)
-    size = max(1, min(256, _ENTRIES // tile))
+    there = len(candidates) if among is None else len(among)
+    assert 1 <= depth <= there < 1 << _ROW_BITS
+    tile = max(1, min(_TILE, _ENTRIES // candidates.shape[1]))
+    size = max(1, min(_TARGETS, _ENTRIES // (2 * depth + tile), _ENTRIES // candidates.shape[1]))
     for start in range(0, len(targets), size):
         block = slice(start, min(start + size, len(targets)))
-        keys = None
-        for first in range(0, len(candidates), tile):
-            found = _keys(candidates[first : first + tile], targets[block], first)
-            keys = found if keys is None else torch.cat([keys, found], dim=1)
-            keys = keys.topk(min(depth, keys.shape[1]), dim=1, largest=False).values
-        assert keys is not None
+        keys = torch.empty(0)
+        for first in range(0, there, tile):
+            place = slice(first, min(first + tile, there))
+            rows = candidates[place] if among is None else candidates[among[place].to(candidates.device)]
+            found = _keys(rows, targets[block], first)
+            keys = found if first == 0 else torch.cat([keys, found], dim=1)
+            if keys.shape[1] >= 2 * depth or place.stop == there:  # sorted out once a depth, not once a tile
+                keys = keys.topk(min(depth, keys.shape[1]), dim=1, largest=False).values
         yield block, keys & ((1 << _ROW_BITS) - 1), (keys >> _ROW_BITS).double() / _GRID
 
 
@@ -64,11 +73,12 @@ def layers(candidates: Tensor, targets: Tensor, depth: int, *, within: float | N
     return layer
 
 
-def times_near(candidates: Tensor, targets: Tensor, depth: int) -> Tensor:
-    """Of how many targets each candidate is one of the `depth` nearest: int64 (N,)."""
-    times = torch.zeros(len(candidates), dtype=torch.int64, device=targets.device)
-    for _, rows, _ in nearest(candidates, targets, depth):
-        times += torch.bincount(rows.flatten(), minlength=len(candidates))
+def times_near(candidates: Tensor, targets: Tensor, depth: int, *, among: Tensor | None = None) -> Tensor:
+    """Of how many targets each candidate (or each `among` them) is one of the `depth` nearest: int64 (N,)."""
+    there = len(candidates) if among is None else len(among)
+    times = torch.zeros(there, dtype=torch.int64, device=targets.device)
+    for _, rows, _ in nearest(candidates, targets, depth, among=among):
+        times += torch.bincount(rows.flatten(), minlength=there)
     return times
 
 

@@ -19,6 +19,7 @@ The paper turns potentials into repeat counts, by a rule without a derivation an
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -32,7 +33,10 @@ from dataselect.ratio_estimate import Ratio, estimate_ratio
 from dataselect.space import Kind
 from dataselect.target_neighbours import layers, times_near
 from dataselect.transport import Solver
-from dataselect.whitening import EpsUnit, whiten
+from dataselect.whitening import EpsUnit, refuse_wide, whiten
+from distill.cache import PENULTIMATE
+from distill.cache.networks import definition
+from distill.cache.taps import feature_tap, listening
 from distill.contracts import Context, DistilledSet, Selection, Source, StepKind
 from distill.errors import InputError
 from distill.selection import Picks, select
@@ -52,9 +56,10 @@ class Tarot(TargetedSelector):
         `size: estimate` finds how many samples resemble the target, by `folds` of it; a budget is the most then. Of
         sizes whose distance to the rest of the target is within a share of `tolerance` of the least, it takes the
         smallest. `eps` is added to the variances of features before they are whitened, in units of their mean variance,
-        or absolute. `weights: true` weighs picks by how much of the target they are nearest to. Transports of up to
-        `exact_entries` distances are exact, and entropic above, within about 0.03%. Distances are kept where they take
-        at most `memory` bytes, and else computed as often as needed.
+        or absolute. Whitening features of D numbers takes 24 D^2 bytes, at most `memory` (D is projection.dim for
+        gradients, classes x (width + 1) for last_layer). `weights: true` weighs picks by how much of the target they
+        are nearest to. Transports of up to `exact_entries` distances are exact, and entropic above, within about 0.03%.
+        Distances are kept where they take at most a third of `memory`, and else computed as often as needed.
         """
 
         features: Kind = "gradients"
@@ -92,6 +97,9 @@ class Tarot(TargetedSelector):
                 allowed=f"at most {there}",
                 fix="lower folds, or give the target more images",
             )
+        width = _width(self.config, source)
+        if width is not None:
+            refuse_wide(width, self.config.memory)
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         config = self.config
@@ -134,6 +142,26 @@ class Tarot(TargetedSelector):
             )
 
 
+def _width(config: Tarot.Config, source: Source) -> int | None:
+    """How many numbers the features of a sample are; None where only the encoder's file tells.
+
+    The network runs without memory for its values: only their shapes follow.
+    """
+    if config.features == "gradients":
+        return config.projection.dim
+    if config.features == "pixels":
+        return math.prod(source.image_shape)
+    if config.features == "encoder":
+        return None
+    shape, classes = source.image_shape, len(source.classes)
+    module = definition(config.network.model, image_shape=shape, classes=classes).to("meta").eval()
+    tap = feature_tap(module, config.layer if config.features == "network" else PENULTIMATE)
+    with torch.no_grad(), listening(module, [tap]) as caught:
+        module(torch.empty(1, *shape, device="meta"))
+    inputs = caught[tap][-1].shape[1]
+    return inputs if config.features == "network" else classes * (inputs + 1)
+
+
 def take_layers(candidates: Tensor, target: Tensor, count: int, *, solver: Solver, memory: int) -> Tensor:
     """Take `count` candidates, the nearest of every target first.
 
@@ -159,7 +187,7 @@ def take_layers(candidates: Tensor, target: Tensor, count: int, *, solver: Solve
         return whole
     overflowing = (layer == last).nonzero()[:, 0]
     pool = torch.cat([whole, overflowing])
-    distances = Distances(candidates[pool.to(candidates.device)], target, memory=memory)
+    distances = Distances(candidates, target, memory=memory, rows=pool)
     potentials = solver.solve(distances).f[len(whole) :]
     cheapest = potentials.argsort(stable=True)[: count - len(whole)]
     return torch.cat([whole, overflowing[cheapest]])
@@ -174,12 +202,12 @@ def _finished(
     candidates: Tensor, target: Tensor, taken: Tensor, config: Tarot.Config, solver: Solver
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, float]:
     """Rows, scores, weights if asked for, and the transport distance of what is taken."""
-    rows = candidates[taken.to(candidates.device)].to(target.device)
-    distances = Distances(rows, target, memory=config.memory)
+    distances = Distances(candidates, target, memory=config.memory, rows=taken)
     scores = torch.cat([1 - block.amin(dim=1).square() / 2 for _, block in distances.blocks()])
     if not config.weights:
         return taken.cpu().numpy(), scores.cpu().numpy(), None, solver.solve(distances).cost
-    masses = (1 / len(rows) + times_near(rows, target, 1).double() / len(target)) / 2
+    nearest_of = times_near(candidates, target, 1, among=taken).double()
+    masses = (1 / len(taken) + nearest_of / len(target)) / 2
     alike = torch.full((len(target),), 1 / len(target), dtype=torch.float64, device=target.device)
     cost = solver.solve_masses(distances, masses, alike).cost
     return taken.cpu().numpy(), scores.cpu().numpy(), masses.cpu().numpy(), cost

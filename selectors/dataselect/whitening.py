@@ -23,7 +23,9 @@ from distill.errors import InputError
 
 EpsUnit = Literal["variance", "absolute"]
 
-_BLOCK = 4096  # rows at once; decides the order of summation, and so the last bits
+# Rows at once, and their numbers at most; decide the order of summation, and so the last bits.
+_BLOCK = 4096
+_ENTRIES = 1 << 22
 # Below this share of the mean squared length, the variance of float32 features is rounding.
 _NO_VARIANCE = 1e-12
 
@@ -48,7 +50,7 @@ def whiten(
     """
     parts = (candidates, target)
     rows, width = sum(len(part) for part in parts), target.shape[1]
-    _refuse_wide(width, memory)
+    refuse_wide(width, memory)
     mean = target.new_zeros(width, dtype=torch.float64)
     for _, block in _blocks(parts, target.device):
         mean += block.sum(dim=0) / rows
@@ -71,9 +73,10 @@ def whiten(
 
 def _blocks(parts: tuple[Tensor, ...], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Views of consecutive rows of each part, and their values in float64 on the device."""
+    size = max(1, min(_BLOCK, _ENTRIES // parts[0].shape[1]))
     for part in parts:
-        for start in range(0, len(part), _BLOCK):
-            place = part[start : start + _BLOCK]
+        for start in range(0, len(part), size):
+            place = part[start : start + size]
             yield place, place.to(device, torch.float64)
 
 
@@ -91,8 +94,11 @@ def _cholesky(covariance: Tensor) -> Tensor:
     return factor
 
 
-def _refuse_wide(width: int, memory: int) -> None:
-    """The covariance, its factor, and room for the factorisation to work in."""
+def refuse_wide(width: int, memory: int) -> None:
+    """Raise InputError where whitening D = `width` features takes more than `memory` bytes.
+
+    It takes 24 D^2: the covariance, its factor, and room for the factorisation to work in.
+    """
     needed = 3 * 8 * width**2
     if needed > memory:
         raise InputError(

@@ -14,12 +14,13 @@ from torch import Tensor
 from dataselect.distances import Distances
 from dataselect.ratio_estimate import Ratio, estimate_ratio
 from dataselect.target_neighbours import layers, nearest, times_near
-from dataselect.tarot import Tarot, take_layers
+from dataselect.tarot import Tarot, _finished, _width, take_layers
 from dataselect.transport import Solver
 from dataselect.whitening import whiten
 from distill.contracts import Context, Selection, Source, Split
 from distill.errors import InputError
 from distill.randomness import generator
+from tests.dataselect.largest import Largest
 
 MEMORY = 1 << 30
 MODES = ((0, 0.55), (1, 0.35), (2, 0.1))  # of the target, and their shares; the last is rare
@@ -74,7 +75,7 @@ def test_neighbours_equal_a_slow_sort_whatever_the_tiles(
     seed: int, shape: tuple[int, int], tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dataselect.target_neighbours._TILE", tile)
-    monkeypatch.setattr("dataselect.target_neighbours._ENTRIES", 4 * tile)
+    monkeypatch.setattr("dataselect.target_neighbours._TARGETS", 4)
     candidates, target = unit(seed, shape[0]), unit(seed + 50, shape[1])
     candidates[shape[0] // 2] = candidates[0]  # a duplicate
     wanted = slow_order(candidates, target)
@@ -87,6 +88,49 @@ def test_neighbours_equal_a_slow_sort_whatever_the_tiles(
         assert layers(candidates, target, depth).tolist() == ranks.tolist()
         times = np.bincount(wanted[:, :depth].ravel(), minlength=shape[0])
         assert times_near(candidates, target, depth).tolist() == times.tolist()
+
+
+@pytest.mark.parametrize("among", [None, torch.arange(1999, -1, -1)])
+def test_neighbours_are_found_in_bounded_memory(
+    among: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide rows and as many neighbours as there are candidates: neither is ever held for all of them."""
+    entries = 1 << 15
+    monkeypatch.setattr("dataselect.target_neighbours._ENTRIES", entries)
+    candidates, target = unit(0, 2000, 512), unit(1, 60, 512)
+    for depth in (1, 100, 2000):
+        with Largest() as made:
+            for _ in nearest(candidates, target, depth, among=among):
+                pass
+        assert made.bytes <= 8 * entries < 8 * candidates.numel() // 30
+
+
+def test_neighbours_among_some_are_places_in_them() -> None:
+    candidates, target, among = unit(0, 50), unit(1, 20), torch.tensor([7, 3, 44, 3, 12])
+    found, wanted = (
+        torch.cat([rows for _, rows, _ in way])
+        for way in (nearest(candidates, target, 2, among=among), nearest(candidates[among], target, 2))
+    )
+    assert torch.equal(found, wanted)
+    assert times_near(candidates, target, 1, among=among).tolist() == [
+        int((found[:, 0] == place).sum()) for place in range(5)
+    ]
+
+
+def test_a_selection_never_holds_all_candidates_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in float64 nor as a copy: they may lie in a file larger than memory."""
+    entries = 1 << 14
+    for module in ("target_neighbours", "distances", "whitening"):
+        monkeypatch.setattr(f"dataselect.{module}._ENTRIES", entries)
+    candidates, target = unit(0, 3000, 256), unit(1, 40, 256)
+    plain = Tarot.Config.model_validate({"count": 2500, "features": "pixels", "weights": True})
+    with Largest() as made:
+        whiten(candidates, target, eps=1e-4)
+        taken = take_layers(candidates, target, 2500, solver=SOLVER, memory=MEMORY)
+        ratio_of(candidates, target, folds=2)  # any fold proposes thousands
+        _finished(candidates, target, taken, plain, SOLVER)
+    distances = 4 * 3000 * 40
+    assert made.bytes <= max(8 * 256**2, 2 * 8 * entries, distances) < candidates.nbytes / 5
 
 
 def test_neighbours_beyond_the_radius_are_nobodys() -> None:
@@ -326,6 +370,45 @@ def test_a_budget_above_the_data_an_empty_target_and_too_few_for_folds_are_refus
     with pytest.raises(InputError, match="8 training images, which cannot be cut into 10 folds") as caught:
         check(targeted(source), size="estimate")
     assert caught.value.where == "folds"
+
+
+NETWORK = {"model": {"name": "convnet", "width": 4}, "train": {"epochs": 1, "batch_size": 16}}
+
+
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [
+        ({"features": "pixels"}, 64),
+        ({"features": "gradients", "network": NETWORK, "projection": {"dim": 300}}, 300),
+        ({"features": "last_layer", "network": NETWORK}, 3 * (16 + 1)),
+        ({"features": "network", "network": NETWORK}, 16),
+        ({"features": "network", "network": NETWORK, "layer": "body.0"}, 4 * 8 * 8),
+    ],
+)
+def test_too_many_features_are_refused_before_a_network_is_trained(
+    options: dict[str, object], width: int, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just below what is needed it is refused, at that it is not; and D is that of the features there will be."""
+    method = Tarot(Tarot.Config.model_validate({"count": 5, **options}))
+    needed = 24 * width**2
+
+    def check(memory: int) -> None:
+        config = method.config.model_copy(update={"memory": memory})
+        Tarot(config).check(targeted(source), None)
+
+    check(needed)
+    with pytest.raises(InputError, match=f"whitening {width} features takes {needed:,} bytes") as caught:
+        check(needed - 1)
+    assert caught.value.where == "memory"
+
+
+@pytest.mark.parametrize("features", ["last_layer", "network"])
+def test_the_width_that_is_checked_is_that_of_the_features(
+    features: str, source: Source, make_context: Callable[..., Context]
+) -> None:
+    method = Tarot(Tarot.Config.model_validate({"count": 5, "features": features, "network": NETWORK}))
+    found = method.space(make_context(), source).raw(np.arange(3))
+    assert found.shape[1] == _width(method.config, source)
 
 
 def test_entropic_transports_do_as_well(source: Source, make_context: Callable[..., Context]) -> None:

@@ -9,8 +9,9 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from dataselect.distances import Distances, feasible
-from dataselect.sinkhorn import TOLERANCE, sinkhorn
+from dataselect.sinkhorn import TOLERANCE, _balanced, sinkhorn
 from dataselect.transport import Solver, exact
+from tests.dataselect.largest import Largest
 
 PLENTY = 1 << 30
 
@@ -55,7 +56,29 @@ def test_distances_are_those_of_the_rows(memory: int, monkeypatch: pytest.Monkey
     assert float(found.whole()[5, 3]) < 1e-7, "equal rows are no distance apart"
     assert (found.kept is None) == (memory == 0)
     rows, columns = torch.tensor([4, 0, 12]), torch.tensor([8, 3])
-    torch.testing.assert_close(found.part(rows, columns).whole().double(), wanted[rows][:, columns])
+    part = found.part(rows, columns)
+    torch.testing.assert_close(part.whole().double(), wanted[rows][:, columns])
+    torch.testing.assert_close(part.first(2).whole().double(), wanted[rows[:2]][:, columns])
+    assert (part.kept is None) == (part.first(2).kept is None) == (memory == 0)
+    within = part.part(torch.tensor([2, 0]), torch.tensor([1]))
+    torch.testing.assert_close(within.whole().double(), wanted[rows[[2, 0]]][:, columns[[1]]])
+    some = Distances(x, y, memory=memory, rows=rows)
+    torch.testing.assert_close(some.whole().double(), wanted[rows])
+
+
+@pytest.mark.parametrize("memory", [PLENTY, 0])
+def test_rows_are_gathered_by_blocks(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few distances between wide rows, of which no two blocks are held at once, whichever rows are asked for."""
+    monkeypatch.setattr("dataselect.distances._ENTRIES", 2000)
+    x, y = unit_rows(0, 300, 500), unit_rows(1, 40, 500)
+    with Largest() as made:
+        distances = Distances(x, y, memory=memory, rows=torch.arange(299, 19, -1))
+        part = distances.part(torch.arange(270), torch.arange(40).flip(0))
+        feasible(part, torch.zeros(40))
+    kept = 4 * 280 * 40 if memory else 0
+    assert made.bytes <= max(kept, 8 * 2000 + 8 * 500)
+    wanted = (x.double()[299 - torch.arange(270), None] - y.double().flip(0)).norm(dim=2)
+    torch.testing.assert_close(part.whole().double(), wanted, rtol=0, atol=1e-7)
 
 
 def test_feasible_potentials_are_the_best_for_each_other() -> None:
@@ -142,6 +165,24 @@ def test_known_potentials_give_the_same_in_fewer_passes(monkeypatch: pytest.Monk
     assert count < len(passes)
     assert warm.cost == pytest.approx(cold.cost, rel=5e-4)
     assert again.cost == cold.cost
+
+
+@pytest.mark.parametrize("memory", [PLENTY, 0])
+def test_the_error_is_the_worse_of_rows_and_columns(memory: int) -> None:
+    """Also after few iterations, where an over-relaxed step leaves neither side right."""
+    n, m = 40, 30
+    a, b, eps = masses(0, n).float(), masses(1, m).float(), 0.1
+    distances = distances_of(0, n, m, memory=memory)
+    sides = set()
+    for iterations, relaxation in [(1, 1.0), (3, 1.95), (10, 1.95), (10, 1.0), (25, 1.5)]:
+        f, g, error = _balanced(
+            distances, a, b, torch.zeros(m), eps, relaxation=relaxation, tolerance=0.0, iterations=iterations
+        )
+        plan = a[:, None] * b * ((f[:, None] + g - distances.whole()) / eps).exp()
+        missed = [float((plan.sum(dim=1) - a).abs().sum()), float((plan.sum(dim=0) - b).abs().sum())]
+        sides.add(int(np.argmax(missed)))
+        assert error == pytest.approx(max(missed), rel=1e-3, abs=1e-5)
+    assert sides == {0, 1}
 
 
 def test_neither_memory_nor_blocks_change_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
