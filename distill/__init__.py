@@ -1,8 +1,8 @@
 """Dataset distillation and data selection: a large dataset in, a small one that trains nearly as well out.
 
-`distill.run(recipe)`, `distill.load(path)` and `distill.evaluate(path)` are the command line's functions, and
-`distill.views(set, epoch)` gives a set's labelled views to a loop of one's own. They are imported on first use, so that
-`import distill` costs nothing.
+`distill.run(recipe)`, `distill.load(path)`, `distill.evaluate(path)` and `distill.export(path, to=..., out=...)` are
+the command line's functions, and `distill.views(set, epoch)` gives a set's labelled views to a loop of one's own.
+They are imported on first use, so that `import distill` costs nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load", "run", "views"]
+__all__ = ["evaluate", "export", "load", "run", "views"]
 
 _LAZY = {
     "run": "distill.pipeline",
     "load": "distill.store.dataset",
     "evaluate": "distill.pipeline",
+    "export": "distill.exporting",
     "views": "distill.labels.reading",
 }
 

@@ -247,8 +247,9 @@ def export(
     """Write SET.H5 as files that other programs read.
 
     Of a selection, the original files are written, at full resolution: they are found in the data of the set's
-    recipe and compared with the set first. Where the data lie is read from recipe.yaml beside the set, where that is
-    the set's own, or given as `data.folder=...`.
+    recipe, and each is compared with the set on its way; nothing is left under OUT unless all agree. Where the data
+    lie is read from recipe.yaml beside the set, where that is the set's own, or given as `data.folder=...`. Nothing
+    is downloaded unless `data.download=true` is given.
 
     \b
     folder      OUT/CLASS/IMAGE, and OUT/indices.jsonl with indices, weights, scores and paths
@@ -257,12 +258,22 @@ def export(
 
     `distill run` reads the first two with data.name=folder and with data.name=webdataset data.test=0.2, the share
     that becomes the test split.
-    """
-    from distill.export import Wish
-    from distill.export import export as write
 
-    wish = Wish(to=to, out=out, originals=originals, link=link, shard_bytes=shard_bytes)  # type: ignore[arg-type]
-    write(path, overrides, wish=wish, quiet=quiet)
+    The disk must hold what is written; originals that are members of tar shards twice, since they leave in another
+    order than they are read.
+    """
+    from distill.exporting import export as write
+
+    write(
+        path,
+        overrides,
+        to=to,  # type: ignore[arg-type]  # click lets nothing else through
+        out=out,
+        originals=originals,
+        link=link,  # type: ignore[arg-type]
+        shard_bytes=shard_bytes,
+        quiet=quiet,
+    )
     click.echo(str(out))
 
 

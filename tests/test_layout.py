@@ -48,7 +48,7 @@ ORDER = [
     "distillers",
     "dataselect",
     "store",
-    "export",
+    "exporting",
     "evaluation",
     "costs",
     "environment",

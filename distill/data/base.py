@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -80,12 +80,12 @@ class Plan:
 class Data(ABC):
     """A data source. A subclass sets its `name` and `Config`, and finds what is there.
 
-    `has_files` is whether its images are files, or members of archives, whose paths can be told.
+    `originals` is what its images are: files of their own, members of archives, or pixels without a path.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[DataConfig]]
-    has_files: ClassVar[bool] = False
+    originals: ClassVar[Literal["files", "members", "pixels"]] = "pixels"
 
     def __init__(self, config: Any) -> None:
         self.config = config

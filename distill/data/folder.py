@@ -64,7 +64,7 @@ class Folder(Data):
 
     name = "folder"
     Config = FolderConfig
-    has_files = True
+    originals = "files"
 
     def find(self, progress: Progress) -> Found:
         train, test, notes = self._trees()

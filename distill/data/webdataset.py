@@ -57,7 +57,7 @@ class WebDataset(Data):
 
     name = "webdataset"
     Config = WebDatasetConfig
-    has_files = True
+    originals = "members"
 
     def find(self, progress: Progress) -> Found:
         test = self._test_shards()

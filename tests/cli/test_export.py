@@ -7,6 +7,9 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -20,11 +23,17 @@ import torch
 from click.testing import Result
 from PIL import Image
 
+import distill
 from distill.contracts import DistilledSet
 from distill.data.build import Reading
 from distill.data.decode import PixelFormat
+from distill.data.digits import Digits
 from distill.data.folder import Folder, FolderConfig
+from distill.data.torchvision_sets import CIFAR10
 from distill.data.webdataset import WebDataset, WebDatasetConfig
+from distill.errors import InputError
+from distill.exporting import staging
+from distill.locks import Lock
 from distill.progress import NullProgress
 from distill.store.reader import read_set
 from distill.store.writer import write_set
@@ -38,7 +47,7 @@ FILES = [
     *(f"train/cat/{number}.png" for number in range(9)),
     *(
         f"train/dog/{name}"
-        for name in ("a/x.JPG", "a/y.jpg", "b/x.jpg", "b/z.bmp", "q.webp", "r.png", "s.png")
+        for name in ("a/x.JPG", "a/y.jpg", "b/x.jpg", "b/z.ppm", "q.webp", "r.png", "s.png")
     ),
     *(f"train/größer/{number:03}.jpeg" for number in range(8)),
     *(f"test/{name}/0.png" for name in ("cat", "dog", "größer")),
@@ -285,19 +294,48 @@ def test_members_of_shards_become_files(call: Call, streamed: Path, tmp_path: Pa
     assert len({line["file"] for line in lines}) == 6
     with_rows = {line["row"]: (tmp_path / "exported" / line["file"]).read_bytes() for line in lines}
     assert with_rows == {row: encoded(100 * (row // 8) + row % 8, "jpg") for row in with_rows}
-    result = call("export", streamed, "--to", "folder", "--out", "linked", "--link", "hard")
-    assert_refused(result, "--link", "train-", ".jpg")
-    assert not (tmp_path / "linked").exists()
 
 
-def test_files_that_shards_do_not_hold_are_refused(
-    call: Call, images: Path, run: Callable[..., Path]
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("this is not to happen")
+
+
+@pytest.mark.parametrize("kind", ["hard", "symbolic"])
+def test_links_to_what_is_no_file_are_refused_before_anything_is_read(
+    call: Call, streamed: Path, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    digits = run("{name: digits, cap: 20}", "digits")
+    monkeypatch.setattr(WebDataset, "find", never)
+    monkeypatch.setattr(Digits, "find", never)
+    for path, said in ((streamed, "members of archives"), (digits, "pixels in arrays")):
+        result = call("export", path, "--to", "folder", "--out", "linked", "--link", kind)
+        assert_refused(result, "--link", said, "copy them")
+        assert_nothing_left(Path())
+        assert not Path("linked").exists()
+
+
+def test_files_that_shards_do_not_hold_are_refused_before_any_is_decoded(
+    call: Call, images: Path, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("w.tiff", "y.BMP", "z.bmp")):
+        (images / "train/dog/b" / name).write_bytes(encoded(50 + number, name[2:].lower()))
     everything = "steps: [{random: {fraction: 1}}]\nevaluate: {on: nothing}\n"
     path = run(f"{{name: folder, folder: {images}, resize: 6, valid: 0}}", "all", everything)
+    monkeypatch.setattr("distill.data.decode._decode", never)
     result = call("export", path, "--to", "webdataset", "--out", "exported")
-    assert_refused(result, "train/dog/b/z.bmp", "--to folder", "--pixels")
+    selection = read_set(path).selection
+    assert selection is not None and selection.rows is not None
+    files = sorted(str(file) for file in (images / "train").rglob("*") if file.is_file())
+    first = next(files[row] for row in selection.rows if files[row].endswith((".BMP", ".bmp", ".tiff")))
+    assert_refused(result, first, "1 of .BMP, 1 of .bmp, 1 of .tiff", "--to folder", "--pixels")
     assert not Path("exported").exists()
+
+
+def test_chosen_files_alone_must_be_of_shards_kinds(
+    call: Call, images: Path, run: Callable[..., Path]
+) -> None:
+    path = run(f"{{name: folder, folder: {images}, resize: 6, classes: [cat, größer]}}")
+    assert call("export", path, "--to", "webdataset", "--out", "exported").exit_code == 0
 
 
 def test_a_stream_is_never_held_whole(
@@ -495,6 +533,60 @@ def test_sets_of_before_rows_were_kept(call: Call, made_up: Callable[..., Path],
 # --- strangers
 
 
+@pytest.fixture
+def told(made_up: Callable[..., Path], chosen: Path) -> Callable[..., Path]:
+    """told(**data): the chosen set, which says that it was made from other data."""
+
+    def told(**data: Any) -> Path:
+        provenance = dict(read_set(chosen).provenance)
+        recipe = {**provenance["recipe"], "data": data}
+        return made_up(provenance={**provenance, "recipe": recipe})
+
+    return told
+
+
+def test_nothing_is_downloaded_unasked(
+    call: Call, told: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def torchvision(root: str, *, download: bool, train: bool) -> None:
+        asked.append(download)
+        raise RuntimeError("not found")
+
+    monkeypatch.setattr(CIFAR10, "dataset", staticmethod(torchvision))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    path = told(name="cifar10", download=True)
+    for arguments in ((), ("data.name=cifar10",)):
+        result = call("export", path, *arguments, "--to", "folder", "--out", "exported")
+        assert_refused(result, "downloads nothing unasked", "data.download=true", str(tmp_path / "user"))
+        assert not asked and not (tmp_path / "user").exists(), "nor is a folder made for it"
+    (tmp_path / "user/distill/data").mkdir(parents=True)
+    result = call("export", path, "--to", "folder", "--out", "exported")
+    assert_refused(result, "downloads nothing unasked", "not found")
+    assert asked == [False], "what was downloaded before is read"
+    result = call("export", path, "data.download=true", "--to", "folder", "--out", "exported")
+    assert_refused(result, "could not be downloaded")
+    assert asked == [False, True]
+    assert call("export", path, "--to", "indices", "--out", "exported").exit_code == 0
+    assert asked == [False, True], "their paths are not told, so they are not looked for"
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset", "indices"])
+def test_originals_are_not_blown_up(
+    call: Call,
+    told: Callable[..., Path],
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    to: str,
+) -> None:
+    path = told(name="folder", resize=[4096, 6])
+    monkeypatch.setattr(Folder, "find", never)
+    result = call("export", path, f"data.folder={images}", "--to", to, "--out", "exported")
+    assert_refused(result, "data.resize", "4096 x 6", "6 x 6", "--pixels")
+    assert not Path("exported").exists()
+
+
 @pytest.mark.parametrize("to", ["folder", "webdataset"])
 def test_class_names_cannot_leave_the_folder(
     call: Call, made_up: Callable[..., Path], tmp_path: Path, to: str
@@ -649,7 +741,7 @@ def test_a_failure_leaves_nothing(
     said: str,
 ) -> None:
     """It comes with the fourth image."""
-    from distill.export import folder, indices, shards
+    from distill.exporting import folder, indices, shards
 
     told = indices.facts
 
@@ -664,6 +756,101 @@ def test_a_failure_leaves_nothing(
     assert result.exit_code == code, result.output
     assert said in result.stderr
     assert_nothing_left(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert call("export", chosen, "--to", to, "--out", "a/new/folder/exported", "--pixels").exit_code == code
+    assert not list((tmp_path / "a").iterdir()), "parents made for it are gone, others stay"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from distill.exporting.staging import reserved, staged_folder
+from distill.files import write_atomically
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+out = Path(sys.argv[1])
+with reserved(out):
+    if sys.argv[2] == "indices":
+        write_atomically(out, lambda partial: die(partial.write_text("half")))
+    with staged_folder(out) as root:
+        (root / "cat").mkdir()
+        (root / "cat" / "0.png").write_text("half")
+        die()
+"""
+
+
+@pytest.mark.parametrize("to", ["folder", "indices"])
+def test_what_a_killed_export_left_is_removed_by_the_next(
+    call: Call, chosen: Path, tmp_path: Path, to: str
+) -> None:
+    """What lies there besides, under names of its like, is none of ours."""
+    place = tmp_path / "new"
+    killed = subprocess.run([sys.executable, "-c", KILLED, place / "ex[p]orted", to], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len([path for path in place.iterdir() if path.name.endswith(".partial")]) == 1
+    others = [
+        ".exporte.12345678.partial",
+        ".ex[p]orted.x12345678.partial",
+        ".ex[p]orted.d.12345678.partial",
+        "kept",
+    ]
+    for name in others:
+        (place / name).mkdir()
+    assert call("export", chosen, "--to", to, "--out", place / "ex[p]orted", "--pixels").exit_code == 0
+    assert {path.name for path in place.iterdir()} == {"ex[p]orted", *others}
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset", "indices"])
+def test_a_running_export_keeps_its_place(call: Call, chosen: Path, tmp_path: Path, to: str) -> None:
+    with staging.reserved(tmp_path / "exported"), staging.staged_folder(tmp_path / "exported") as root:
+        (root / "mine").write_text("mine")
+        result = call("export", chosen, "--to", to, "--out", "exported")
+        assert_refused(result, "another export is writing there", str(Path("exported")))
+        assert (root / "mine").read_text() == "mine"
+    assert tree(tmp_path / "exported") == {"mine": b"mine"}
+
+
+def test_without_locks_nothing_of_others_is_removed(
+    call: Call, chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: Lock, *, wait: bool = False) -> bool:
+        lock.path.touch()
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    other = tmp_path / ".exported.12345678.partial"
+    other.mkdir()
+    monkeypatch.setattr(Lock, "take", refuse)
+    assert call("export", chosen, "--to", "folder", "--out", "exported").exit_code == 0
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == [other]
+
+
+def test_all_that_is_written_reaches_the_disk_before_it_gets_its_name(
+    call: Call, chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else does: neither another disk nor the originals behind symbolic links."""
+    synced: set[Path] = set()
+    named: list[bool] = []
+
+    def sync(path: Path) -> None:
+        synced.add(path)
+        named.append((tmp_path / "exported").exists())
+
+    monkeypatch.setattr(staging, "sync", sync)
+    monkeypatch.setattr(staging, "_SYNCED_AT_ONCE", 2)
+    monkeypatch.setattr(os, "sync", never)
+    for link in ((), ("--link", "symbolic")):
+        assert call("export", chosen, "--to", "folder", "--out", "exported", *link).exit_code == 0
+        assert named == [False] * (len(synced) - 1) + [True], "the last is the folder above"
+        written = [path for path in (tmp_path / "exported").rglob("*") if not path.is_symlink()]
+        assert len(written) == (4 if link else 13)
+        root = next(path for path in synced if path.name.endswith(".partial"))
+        there = {root / path.relative_to(tmp_path / "exported") for path in written}
+        assert {path.absolute() for path in synced} == {path.absolute() for path in (Path(), root, *there)}
+        shutil.rmtree(tmp_path / "exported")
+        synced.clear()
+        named.clear()
 
 
 def test_an_original_that_vanishes_on_the_way(
@@ -692,6 +879,28 @@ def test_a_damaged_set_is_damage(call: Call, chosen: Path, tmp_path: Path) -> No
 
 
 def test_help_says_what_is_written(call: Call) -> None:
-    text = call("export", "--help").stdout
+    text = " ".join(call("export", "--help").stdout.split())
     for word in ("folder", "webdataset", "indices", "--link", "--pixels", "--shard-bytes", "data.folder"):
         assert word in text
+    for promise in (
+        "nothing is left under OUT unless all agree",
+        "shards twice",
+        "unless `data.download=true`",
+    ):
+        assert promise in text
+
+
+# --- from Python
+
+
+def test_the_function_is_the_command(call: Call, chosen: Path, tmp_path: Path) -> None:
+    assert distill.export(str(chosen), to="folder", out="exported", quiet=True) == 9
+    assert call("export", chosen, "--to", "folder", "--out", "by-command").exit_code == 0
+    assert tree(tmp_path / "exported") == tree(tmp_path / "by-command")
+    assert "export" in dir(distill)
+
+
+def test_names_that_are_none_are_refused_in_python(chosen: Path) -> None:
+    for options, said in (({"to": "tape"}, "webdataset"), ({"to": "folder", "link": "soft"}, "symbolic")):
+        with pytest.raises(InputError, match=said):
+            distill.export(chosen, out="exported", **options)

@@ -9,9 +9,9 @@ from typing import Literal
 
 from distill.contracts import DistilledSet
 from distill.errors import InputError
-from distill.export.indices import facts, line
-from distill.export.names import FileNames, class_folders
-from distill.export.pictures import Picture
+from distill.exporting.indices import facts, line
+from distill.exporting.names import FileNames, class_folders
+from distill.exporting.pictures import Picture
 
 Link = Literal["hard", "symbolic"]
 
@@ -29,7 +29,7 @@ def write_folder(
         distilled: the set.
         pictures: its images, in its order.
         root: an empty folder.
-        link: the kind of links to make to files; None copies them.
+        link: the kind of links to make, where all pictures are files; None copies them.
 
     Raises:
         InputError: a class that can have no folder, or a file system without such links.
@@ -51,13 +51,7 @@ def _put(picture: Picture, place: Path, link: Link | None) -> None:
         with place.open("xb") as file:
             file.write(picture.encoded())
         return
-    if not isinstance(picture.payload, Path):
-        raise InputError(
-            "the originals are no files of their own, to which links could be made",
-            where="--link",
-            found=picture.path or "pixels in an array",
-            fix="copy them, without --link",
-        )
+    assert isinstance(picture.payload, Path), "refused before"
     original = picture.payload.resolve()
     try:
         if link == "hard":

@@ -46,6 +46,11 @@ class Picture:
             ) from error
 
 
+def suffix_of(file: str) -> str:
+    """What a file name ends in, from its last dot on; empty where there is none."""
+    return "".join(file.rpartition(".")[1:]) if "." in file else ""
+
+
 def pixels(distilled: DistilledSet, progress: Progress) -> Iterator[Picture]:
     """The images that the set holds, as PNG.
 

@@ -1,24 +1,30 @@
-"""`distill export`: a set as files that other programs read. The originals where it is a selection, else its images."""
+"""`distill export`: a set as files that other programs read. The originals where it is a selection, else its images.
+
+A set may come from a stranger. What it says of its data is followed only as far as the caller wants: no path in it is
+(see `set_recipe`), and nothing is downloaded unless an argument asks for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from distill.contracts import DistilledSet, Progress, Task
 from distill.data.base import Data, DataConfig
+from distill.data.build import Found
 from distill.data.rows import empty_classes
 from distill.errors import InputError
-from distill.export.folder import Link, write_folder
-from distill.export.indices import write_indices
-from distill.export.originals import Originals, originals_in
-from distill.export.pictures import Picture, pixels
-from distill.export.shards import DEFAULT_SHARD_BYTES, write_shards
-from distill.export.staging import refuse_occupied, staged_folder
-from distill.files import disk_errors, write_atomically
+from distill.exporting.folder import Link, write_folder
+from distill.exporting.indices import write_indices
+from distill.exporting.originals import Originals, check_comparable, originals_in
+from distill.exporting.pictures import Picture, pixels
+from distill.exporting.shards import DEFAULT_SHARD_BYTES, check_kinds, write_shards
+from distill.exporting.staging import refuse_occupied, reserved, staged_folder
+from distill.files import write_atomically
 from distill.progress import open_progress
 from distill.registry import DATA, lookup
 from distill.set_recipe import read_provenance, recipe_of_set
@@ -27,6 +33,7 @@ from distill.store.reader import read_set
 Form = Literal["folder", "webdataset", "indices"]
 # What a set says of its run besides the data; a mistake or a missing path there is none of ours.
 _UNREAD = ("target", "evaluate")
+_NO_FILES = {"members": "members of archives", "pixels": "pixels in arrays"}
 
 
 @dataclass(frozen=True)
@@ -49,40 +56,58 @@ class Wish:
     shard_bytes: int | None = None
 
 
-def export(path: Path, overrides: Sequence[str] = (), *, wish: Wish, quiet: bool = False) -> int:
+def export(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    to: Form,
+    out: Path | str,
+    originals: bool | None = None,
+    link: Link | None = None,
+    shard_bytes: int | None = None,
+    quiet: bool = False,
+) -> int:
     """Write a set as files, whole or not at all.
 
     Args:
         path: the set.
         overrides: `data.key=value` changes to the set's recipe, such as where the data lie.
-        wish: what is to be written, and where.
+        to, out, originals, link, shard_bytes: what is to be written, and where; see `Wish`.
         quiet: tell warnings only.
 
     Returns:
         How many images.
 
     Raises:
-        InputError: options that do not go together, a place that is taken, data that are not there or changed, a full
-            disk.
+        InputError: options that do not go together, a place that is taken, data that are not there, that changed or
+            that cannot be written so, a full disk.
         DamagedDataError: the set or the data are damaged.
     """
+    path = Path(path)
+    wish = Wish(to, Path(out), originals, link, shard_bytes)
     _check(wish, overrides)
     refuse_occupied(wish.out)
     distilled = read_set(path)
     _check_set(distilled, path, wish, overrides)
-    with open_progress(None, quiet=quiet) as progress:
-        originals = _originals(distilled, path, wish, overrides, progress)
+    with open_progress(None, quiet=quiet) as progress, reserved(wish.out):
+        found = _originals(distilled, path, wish, overrides, progress)
         _tell_empty(distilled, progress)
-        with disk_errors(wish.out):
-            wish.out.parent.mkdir(parents=True, exist_ok=True)
-        _write(distilled, originals, wish, progress)
-        what = "lines" if wish.to == "indices" else "images of the set" if originals is None else "originals"
+        _write(distilled, found, wish, progress)
+        what = "lines" if wish.to == "indices" else "images of the set" if found is None else "originals"
         progress.note(f"exported {len(distilled)} {what} to {wish.out}")
     return len(distilled)
 
 
 def _check(wish: Wish, overrides: Sequence[str]) -> None:
-    """Refuse options that would be ignored."""
+    """Refuse values that are none, and options that would be ignored."""
+    for value, allowed, where in ((wish.to, Form, "--to"), (wish.link, Link, "--link")):
+        if value is not None and value not in get_args(allowed):
+            raise InputError(
+                "there is nothing of this name",
+                where=where,
+                found=repr(value),
+                allowed=", ".join(get_args(allowed)),
+            )
     if wish.link is not None and (wish.to != "folder" or wish.originals is False):
         raise InputError(
             "links are made to originals in a folder", where="--link", fix="use --to folder without --pixels"
@@ -141,31 +166,79 @@ def _originals(
     if wish.originals is False or selection is None or selection.rows is None:
         return None
     needed = wish.to != "indices" or bool(wish.originals or overrides)
-    try:
+    data = found = None
+    with _excused(needed, progress):
         data = _data(distilled, path, overrides, progress)
-        if wish.to == "indices" and not data.has_files:
+        if wish.to == "indices" and data.originals == "pixels":
             if needed:
                 raise InputError(
                     "the data are no files whose paths could be told", where=f"data.name={data.name}"
                 )
             return None
-        found = data.find(progress)
+    if data is None:
+        return None
+    _check_links(data, wish)
+    check_comparable(distilled, data.config.pixel_format)
+    with _excused(needed, progress):
+        found = _found(data, progress)
+    if found is None:
+        return None
+    originals = originals_in(found, distilled, data.config.pixel_format)
+    if wish.to == "webdataset":
+        check_kinds(originals.files())
+    return originals
+
+
+@contextmanager
+def _excused(needed: bool, progress: Progress) -> Iterator[None]:
+    """Warn of data that are not here instead, where they are not needed."""
+    try:
+        yield
     except InputError as error:
         if needed:
             raise
         progress.warn(f"the data are not here, and the paths of the originals left out: {error}")
-        return None
-    return originals_in(found, distilled, data.config.pixel_format)
+
+
+def _check_links(data: Data, wish: Wish) -> None:
+    if wish.link is not None and data.originals != "files":
+        raise InputError(
+            "the originals are no files of their own, to which links could be made",
+            where="--link",
+            found=f"data.name={data.name}: {_NO_FILES[data.originals]}",
+            fix="copy them, without --link",
+        )
 
 
 def _data(distilled: DistilledSet, path: Path, overrides: Sequence[str], progress: Progress) -> Data:
-    """The data of the set's recipe."""
+    """The data of the set's recipe, which download nothing unless an argument says so."""
     made = read_provenance(distilled, where=str(path))
     loaded, _ = recipe_of_set(path, made, overrides, progress=progress, without=_UNREAD)
     config = loaded.recipe.data
     assert isinstance(config, DataConfig), "a name in distill.registry.DATA"
+    if getattr(config, "download", False) and not loaded.by_argument("data", "download"):
+        config = config.model_copy(update={"download": False})
     cls: type[Data] = lookup(config.name, DATA, what="data").load()
     return cls(config)
+
+
+def _found(data: Data, progress: Progress) -> Found:
+    """What the data hold; where they might be downloaded and are not to be, no folder is made for them either."""
+    config = data.config
+    if getattr(config, "download", None) is not False:
+        return data.find(progress)
+    absent = InputError(
+        f"{data.name} could not be found, and an export downloads nothing unasked",
+        where=f"data.folder ({config.root})",
+        fix="name the folder where it lies, data.folder=..., or add data.download=true",
+    )
+    if not config.root.is_dir():
+        raise absent
+    try:
+        return data.find(progress)
+    except InputError as error:
+        absent.found = error.found
+        raise absent from error
 
 
 def _tell_empty(distilled: DistilledSet, progress: Progress) -> None:

@@ -21,8 +21,8 @@ from distill.data.build import Found, Rows, class_names
 from distill.data.decode import Item, PixelFormat, decode_each
 from distill.data.rows import entries
 from distill.errors import InputError
-from distill.export.pictures import Picture, png
-from distill.export.spool import Spool
+from distill.exporting.pictures import Picture, png, suffix_of
+from distill.exporting.spool import Spool
 
 _FIX = "name the data that the set was made from, such as data.folder=..., or write the set's own images with --pixels"
 
@@ -40,6 +40,14 @@ class Originals:
     distilled: DistilledSet
     rows: Rows
     pixel_format: PixelFormat
+
+    def files(self) -> Iterator[Item]:
+        """The files chosen, unread, in the order of the set; none where images are members of archives or pixels."""
+        if self.rows.streamed:
+            return
+        for item in self.rows.originals(torch.from_numpy(_numbers(self.distilled))):
+            if isinstance(item.payload, Path):
+                yield item
 
     def pictures(self, *, spool: Path, payloads: bool = True) -> Iterator[Picture]:
         """Each original, once compared, in the order of the set.
@@ -91,8 +99,32 @@ class Originals:
     def _picture(self, number: int, item: Item) -> Picture:
         if isinstance(item.payload, np.ndarray):
             return Picture(number, png(item.payload), ".png")
-        suffix = "".join(item.file.rpartition(".")[1:])
-        return Picture(number, item.payload, suffix, item.file, _path(item.name, self.rows.folder))
+        return Picture(
+            number, item.payload, suffix_of(item.file), item.file, _path(item.name, self.rows.folder)
+        )
+
+
+def check_comparable(distilled: DistilledSet, pixel_format: PixelFormat) -> None:
+    """Raise InputError where no original could have the pixels of the set; nothing is read.
+
+    A recipe from a stranger may ask for 4096 x 4096 pixels: no original is blown up to find that they differ.
+    """
+    if distilled.images.dtype != torch.uint8:
+        raise InputError(
+            "the images of the set were computed, and have no originals to compare them with",
+            found="float16 pixels",
+            allowed="uint8 pixels",
+            fix="write the set's own images with --pixels",
+        )
+    height, width = distilled.images.shape[2:]
+    if pixel_format.size not in (None, (height, width)):
+        raise InputError(
+            "the recipe brings originals to another size than the images of the set have",
+            where="data.resize",
+            found=" x ".join(map(str, pixel_format.size or ())),
+            allowed=f"{height} x {width} (height x width)",
+            fix="name the size by which the set was made, or write the set's own images with --pixels",
+        )
 
 
 def originals_in(found: Found, distilled: DistilledSet, pixel_format: PixelFormat) -> Originals:
@@ -107,13 +139,6 @@ def originals_in(found: Found, distilled: DistilledSet, pixel_format: PixelForma
         InputError: the data are not those of the set.
         DamagedDataError: labels out of range.
     """
-    if distilled.images.dtype != torch.uint8:
-        raise InputError(
-            "the images of the set were computed, and have no originals to compare them with",
-            found="float16 pixels",
-            allowed="uint8 pixels",
-            fix="write the set's own images with --pixels",
-        )
     names = class_names(found)
     rows = _numbers(distilled)
     if rows.max() >= len(found.train.labels):

@@ -9,22 +9,43 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import count
 from pathlib import Path
 
 from distill.contracts import DistilledSet
+from distill.data.decode import Item
 from distill.data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSION
 from distill.errors import InputError
-from distill.export.indices import facts
-from distill.export.names import class_folders
-from distill.export.pictures import Picture
+from distill.exporting.indices import facts
+from distill.exporting.names import class_folders
+from distill.exporting.pictures import Picture, suffix_of
 
 CLASSES = "classes.txt"
 DEFAULT_SHARD_BYTES = 10**9
 
 Members = Sequence[tuple[str, bytes]]
+
+
+def check_kinds(files: Iterable[Item]) -> None:
+    """Raise InputError where some files are of a kind that shards do not hold; none is read."""
+    others: Counter[str] = Counter()
+    first = ""
+    for file in files:
+        suffix = suffix_of(file.file)
+        if _extension(suffix) not in IMAGE_EXTENSIONS:
+            first = first or file.name
+            others[suffix] += 1
+    if others:
+        raise InputError(
+            "shards do not hold files of this kind",
+            where=first,
+            found=", ".join(f"{count} of {suffix}" for suffix, count in sorted(others.items())),
+            allowed=", ".join(sorted(IMAGE_EXTENSIONS)),
+            fix="use --to folder, or write the set's own images with --pixels",
+        )
 
 
 def write_shards(
@@ -38,12 +59,12 @@ def write_shards(
 
     Args:
         distilled: the set.
-        pictures: its images, in its order.
+        pictures: its images, in its order, of shards' kinds.
         root: an empty folder.
         shard_bytes: the most that a shard takes, unless one sample alone takes more.
 
     Raises:
-        InputError: a file that is none of shards' kinds, or class names that cannot be told apart.
+        InputError: class names that cannot be told apart.
     """
     names = class_folders(distilled.classes)
     (root / CLASSES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
@@ -76,16 +97,13 @@ def _padded(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 
+def _extension(suffix: str) -> str:
+    return suffix.removeprefix(".").lower()
+
+
 def _sample(distilled: DistilledSet, picture: Picture) -> Members:
-    extension = picture.suffix.removeprefix(".").lower()
-    if extension not in IMAGE_EXTENSIONS:
-        raise InputError(
-            "shards do not hold files of this kind",
-            where=picture.path,
-            found=picture.suffix,
-            allowed=", ".join(sorted(IMAGE_EXTENSIONS)),
-            fix="use --to folder, or write the set's own images with --pixels",
-        )
+    extension = _extension(picture.suffix)
+    assert extension in IMAGE_EXTENSIONS, "refused before"
     label = int(distilled.labels[picture.number])
     told = json.dumps(facts(distilled, picture.number, path=picture.path))
     members = {LABEL_EXTENSION: str(label).encode(), "json": told.encode(), extension: picture.encoded()}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import InputError
-from distill.export.names import MAX_NAME_BYTES, FileNames, class_folders, portable
+from distill.exporting.names import MAX_NAME_BYTES, FileNames, class_folders, portable
 
 HOSTILE = [
     "..",
