@@ -72,7 +72,7 @@ class Distances:
         if self.kept is not None:
             found.kept = self.kept.new_empty(found.shape)
             for block in found._slices():
-                found.kept[block] = self.kept[rows[block]][:, columns]
+                found.kept[block] = self.kept.index_select(0, rows[block]).index_select(1, columns)
         return found
 
     def first(self, count: int) -> Distances:

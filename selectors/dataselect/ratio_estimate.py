@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dataselect.distances import Distances, feasible
+from dataselect.distances import Distances, feasible, of_columns, of_rows
 from dataselect.target_neighbours import layers
 from dataselect.transport import Solver
 from distill.errors import InputError
@@ -130,8 +130,20 @@ class _Bounds:
             self.add(potentials)
 
     def add(self, potentials: Tensor) -> None:
-        """Take potentials (M,) of the target, -inf where a sample had no part in a transport."""
-        f, g = feasible(self.distances, potentials)
+        """Take potentials (M,) of the target, any."""
+        self._keep(*feasible(self.distances, potentials))
+
+    def extend(self, fold: _Fold, g: Tensor) -> None:
+        """Take potentials (m,) of the samples that a fold does not hold; those that it holds get the best there are."""
+        f = of_rows(fold.to_others, g)
+        of_target = torch.empty(self.distances.shape[1], dtype=torch.float32, device=f.device)
+        of_target[fold.others] = g.float()
+        of_target[fold.held] = of_columns(fold.to_held, f)
+        of_candidates = torch.empty_like(f)
+        of_candidates[fold.order] = f
+        self._keep(of_candidates, of_target)
+
+    def _keep(self, f: Tensor, g: Tensor) -> None:
         self.of_candidates.append(f.double())
         self.of_target.append(g.double())
 
@@ -139,6 +151,24 @@ class _Bounds:
         """What potentials `number` say of the first `sizes` of `order`, each moved to `others`: (len(sizes),)."""
         f, g = self.of_candidates[number], self.of_target[number]
         return f[order].cumsum(dim=0)[sizes - 1] / sizes + g[others].mean()
+
+
+class _Fold:
+    """One fold of the target, and its distances: gathered once, of which every size takes the first rows.
+
+    Args:
+        distances: (n, M), of all that some fold proposes to all of the target.
+        held: the samples of the fold, int64.
+        layer: (n,) as the fold proposes the candidates.
+    """
+
+    def __init__(self, distances: Distances, held: Tensor, layer: Tensor) -> None:
+        rest = torch.ones(distances.shape[1], dtype=torch.bool, device=held.device)
+        rest[held] = False
+        self.held, self.others = held, rest.nonzero()[:, 0]
+        self.order = layer.argsort(stable=True)
+        self.to_others = distances.part(self.order, self.others)
+        self.to_held = distances.part(self.order, held)
 
 
 def _search(
@@ -152,21 +182,18 @@ def _search(
         layer: (n,) of the pool's candidates, as the fold proposes them.
         depth: greatest k.
     """
-    rest = torch.ones(bounds.distances.shape[1], dtype=torch.bool, device=held.device)
-    rest[held] = False
-    others = rest.nonzero()[:, 0]
-    order = layer.argsort(stable=True)
     proposed = torch.bincount(layer, minlength=depth + 1)[:depth]
     ks, sizes = _told_apart(proposed.cumsum(dim=0))
     if not len(ks):
         return FoldCurve(0, ())
+    fold = _Fold(bounds.distances, held, layer)
     lower = torch.full(ks.shape, -torch.inf, dtype=torch.float64, device=ks.device)
     tightest = torch.zeros_like(ks)  # whose bound it is
     solved: dict[int, float] = {}  # by place in ks
 
     def bound(number: int) -> None:
         nonlocal lower
-        found = bounds.of_prefixes(number, order, sizes, others)
+        found = bounds.of_prefixes(number, fold.order, sizes, fold.others)
         tightest[found > lower] = number
         lower = torch.maximum(lower, found)
 
@@ -174,13 +201,10 @@ def _search(
         bound(number)
     place: int | None = int(lower.argmin()) if bounds.of_target else len(ks) // 4
     while place is not None:
-        start = bounds.of_target[int(tightest[place])][others] if bounds.of_target else None
-        part = bounds.distances.part(order[: int(sizes[place])], others)
-        found = solver.solve(part, start=start)
+        start = bounds.of_target[int(tightest[place])][fold.others] if bounds.of_target else None
+        found = solver.solve(fold.to_others.first(int(sizes[place])), start=start)
         solved[place] = found.cost
-        potentials = torch.full((len(rest),), -torch.inf, dtype=torch.float64, device=held.device)
-        potentials[others] = found.g
-        bounds.add(potentials)
+        bounds.extend(fold, found.g)
         bound(len(bounds.of_target) - 1)
         place = _next(lower, solved, tolerance)
     points = tuple((int(ks[place]), int(sizes[place]), solved[place]) for place in sorted(solved))

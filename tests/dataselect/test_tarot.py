@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dataselect.distances import Distances
-from dataselect.ratio_estimate import Ratio, estimate_ratio
+from dataselect.ratio_estimate import Ratio, _Bounds, _Fold, estimate_ratio
 from dataselect.target_neighbours import layers, nearest, times_near
 from dataselect.tarot import Tarot, _finished, _width, take_layers
 from dataselect.transport import Solver
@@ -261,6 +261,26 @@ def test_few_transports_give_what_all_of_them_give(monkeypatch: pytest.MonkeyPat
             smaller = [k for k in wanted if k < curve.neighbours]
             assert all(wanted[k] > solved_best * (1 + tolerance) - 1e-6 for k in smaller)
             assert len(curve.points) < 25 < len(wanted)
+
+
+@pytest.mark.parametrize("memory", [MEMORY, 0])
+def test_potentials_of_a_fold_extend_to_feasible_ones_of_all(memory: int) -> None:
+    """And are the best there are: each bound of a prefix is below its transport, and equal where it was solved."""
+    candidates, target = planted(0, alike=60, others=60, targets=40)
+    bounds = _Bounds(Distances(candidates, target, memory=memory), [])
+    layer = layers(candidates, target[:10], 120)
+    fold = _Fold(bounds.distances, torch.arange(10), layer)
+    solved = SOLVER.solve(fold.to_others.first(50))
+    bounds.extend(fold, solved.g)
+    f, g = bounds.of_candidates[0], bounds.of_target[0]
+    slack = bounds.distances.whole() - f[:, None] - g
+    assert float(slack.min()) > -1e-6
+    assert float(slack.amin(dim=1).max()) < 1e-6 and float(slack[:, :10].amin(dim=0).max()) < 1e-6
+    sizes = torch.tensor([10, 50, 90])
+    lower = bounds.of_prefixes(0, fold.order, sizes, fold.others)
+    costs = [SOLVER.solve(fold.to_others.first(int(size))).cost for size in sizes]
+    assert all(low <= cost + 1e-6 for low, cost in zip(lower.tolist(), costs, strict=True))
+    assert float(lower[1]) == pytest.approx(costs[1], abs=1e-6)
 
 
 def test_depth_grows_until_the_best_is_well_inside(monkeypatch: pytest.MonkeyPatch) -> None:

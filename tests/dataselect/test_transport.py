@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataselect.distances import Distances, feasible
 from dataselect.sinkhorn import TOLERANCE, _balanced, sinkhorn
-from dataselect.transport import Solver, exact
+from dataselect.transport import Solver, _cheap, exact
 from tests.dataselect.largest import Largest
 
 PLENTY = 1 << 30
@@ -113,6 +113,20 @@ def test_exact_is_exact_though_it_begins_with_few_arcs(monkeypatch: pytest.Monke
     monkeypatch.setattr("dataselect.transport._ARCS", 1)
     start = torch.linspace(0, 50, 45)  # leads far astray
     assert exact(distances, a, b, start=start).cost == pytest.approx(wanted, abs=1e-12)
+
+
+def test_exact_where_most_distances_are_alike() -> None:
+    """More of them than a sample tells apart, and more that are cheapest than the simplex begins with."""
+    x, y = unit_rows(0, 5, 4).repeat(40, 1), unit_rows(1, 4, 4).repeat(32, 1)
+    distances = Distances(x, y, memory=PLENTY)
+    assert distances.whole().numel() > 1 << 14
+    few = Distances(x[:5], y[:4], memory=PLENTY)
+    a, b = masses(0, 200), masses(1, 128)
+    wanted = exact(few, a.reshape(40, 5).sum(dim=0), b.reshape(32, 4).sum(dim=0)).cost
+    assert exact(distances, a, b).cost == pytest.approx(wanted, abs=1e-9)
+    for potential, width in ((0.0, 128), (3.0, 128)):
+        arcs = _cheap(distances.whole().numpy(), np.full(width, potential))
+        assert 0 < len(arcs) <= 2 * 8 * (200 + 128) and len(np.unique(arcs)) == len(arcs)
 
 
 def test_points_that_are_all_the_same() -> None:
