@@ -29,12 +29,14 @@ class Costs:
         self._start = time.perf_counter()
         self._worker_peak = 0
         self._charged = (0.0, 0)
+        self._counted: set[str] = set()
         self._cached = False
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure the enclosed work as stage `name`; a stage that failed is not entered."""
         self._charged, self._cached, self._worker_peak = (0.0, 0), False, 0
+        self._counted = set()
         reset_peak(self.engine.device)
         self.engine.take_worker_peak()
         self._start = time.perf_counter()
@@ -53,10 +55,21 @@ class Costs:
         self._add(earlier.seconds, earlier.peak_bytes or 0)
         self._cached = self._cached or earlier.cached
 
-    def charge(self, *, seconds: float, peak_bytes: int) -> None:
-        """Add what an earlier run paid for a result that this stage reads from the cache."""
+    def charge(self, result: str, *, seconds: float, peak_bytes: int) -> None:
+        """Add what an earlier run paid for a result that this stage reads from the cache; once, however often it does.
+
+        Args:
+            result: its key in the cache.
+        """
+        if result in self._counted:
+            return
+        self._counted.add(result)
         self._add(seconds, peak_bytes)
         self._cached = True
+
+    def made(self, result: str) -> None:
+        """Say that this stage made a result, and so has paid for it: reading it again costs nothing."""
+        self._counted.add(result)
 
     def mark_cached(self) -> None:
         """Say that this stage read a result whose cost is not known any more."""

@@ -111,8 +111,9 @@ def test_cached_work_is_charged_to_its_stage_alone(costs: Costs) -> None:
     with costs.stage("before"):
         pass
     with costs.stage("cached"):
-        costs.charge(seconds=100.0, peak_bytes=1 << 60)
-        costs.charge(seconds=20.0, peak_bytes=5)
+        costs.charge("one", seconds=100.0, peak_bytes=1 << 60)
+        costs.charge("other", seconds=20.0, peak_bytes=5)
+        costs.charge("one", seconds=100.0, peak_bytes=1 << 60)  # read again, paid once
     with costs.stage("after"):
         costs.mark_cached()
     assert costs.stages["cached"].seconds == pytest.approx(120, abs=5)
@@ -120,6 +121,16 @@ def test_cached_work_is_charged_to_its_stage_alone(costs: Costs) -> None:
     assert [costs.stages[name].cached for name in ("before", "cached", "after")] == [False, True, True]
     assert costs.stages["after"].seconds < 5
     assert costs.stages["after"].peak_bytes < 1 << 60
+
+
+def test_what_a_stage_has_made_costs_nothing_to_read_again(costs: Costs) -> None:
+    with costs.stage("made"):
+        costs.made("one")
+        costs.charge("one", seconds=100.0, peak_bytes=1)
+    with costs.stage("read"):
+        costs.charge("one", seconds=100.0, peak_bytes=1)
+    assert costs.stages["made"].seconds < 50 and not costs.stages["made"].cached
+    assert costs.stages["read"].seconds >= 100
 
 
 def test_the_peak_is_that_of_the_stage_and_not_of_its_last_training(costs: Costs, engine: Engine) -> None:

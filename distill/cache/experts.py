@@ -126,6 +126,7 @@ def _train(
         nonlocal last
         now = time.perf_counter()
         _save_cost(folder.folder, missing[place], seconds=now - last, peak_bytes=trained.peak_bytes)
+        ctx.costs.made(str(_cost_path(folder.folder, missing[place])))
         last = now
         folder.finish(missing[place])
 
@@ -149,9 +150,10 @@ def _save_cost(folder: Path, expert: int, *, seconds: float, peak_bytes: int) ->
 def _charge(ctx: Context, folder: Path, experts: Sequence[int]) -> None:
     """Charge this stage for experts that it did not train."""
     for expert in experts:
+        path = _cost_path(folder, expert)
         try:
-            cost = json.loads(_cost_path(folder, expert).read_text())
-            ctx.costs.charge(seconds=float(cost["seconds"]), peak_bytes=int(cost["peak_bytes"]))
+            cost = json.loads(path.read_text())
+            ctx.costs.charge(str(path), seconds=float(cost["seconds"]), peak_bytes=int(cost["peak_bytes"]))
         except (OSError, ValueError, KeyError, TypeError):
             ctx.costs.mark_cached()  # the row is whole; what it cost is not known any more
 

@@ -231,9 +231,13 @@ class _Teachers:
         networks = [network for network in self.found if network is not None]
         assert len(networks) == len(self.jobs)
         for number, network in enumerate(networks):
-            if number not in fresh:
-                facts = network.facts
-                self.ctx.costs.charge(seconds=facts["seconds"], peak_bytes=facts["peak_bytes"])
+            facts = network.facts
+            if number in fresh:
+                self.ctx.costs.made(self.keys[number])
+            else:
+                self.ctx.costs.charge(
+                    self.keys[number], seconds=facts["seconds"], peak_bytes=facts["peak_bytes"]
+                )
         return [
             replace(network, kept={epoch: network.kept[epoch] for epoch in sorted(self.epochs)})
             for network in networks

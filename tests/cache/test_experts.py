@@ -30,8 +30,11 @@ class Ledger:
         self.charges: list[dict[str, float]] = []
         self.unknown = 0
 
-    def charge(self, **cost: float) -> None:
+    def charge(self, result: str, **cost: float) -> None:
         self.charges.append(cost)
+
+    def made(self, result: str) -> None:
+        pass
 
     def mark_cached(self) -> None:
         self.unknown += 1

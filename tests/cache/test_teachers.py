@@ -68,8 +68,11 @@ class Ledger:
     def __init__(self) -> None:
         self.charges: list[dict[str, Any]] = []
 
-    def charge(self, **cost: Any) -> None:
+    def charge(self, result: str, **cost: Any) -> None:
         self.charges.append(cost)
+
+    def made(self, result: str) -> None:
+        pass
 
 
 @pytest.fixture
