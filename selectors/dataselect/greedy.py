@@ -31,6 +31,9 @@ _LARGEST_BATCH = 512
 _REMEMBERED = 16  # candidates that compete in stochastic greedy beside those drawn
 
 
+COST_ROUNDING = 1e-12  # of sums of costs
+
+
 class Objective(Protocol):
     """A submodular function of sets of candidates, and the set so far."""
 
@@ -85,6 +88,11 @@ class Costs:
     each: Tensor
     limit: float
 
+    def too_dear(self, picked: list[int]) -> Tensor:
+        """bool (N,): whose cost and those of the picks are more than the limit, but for rounding."""
+        spent = math.fsum(self.each[picked].tolist())
+        return self.each + spent > self.limit * (1 + COST_ROUNDING)
+
 
 def lazy_greedy(
     objective: Objective, count: int, *, initial: Tensor | None = None, costs: Costs | None = None
@@ -116,14 +124,13 @@ def _lazy(
 ) -> Picked:
     """One run of lazy greedy by gain times `scale`; `bounds` (N,) are used up."""
     rows, gains = _begin(objective, initial)
-    left = math.inf if costs is None else costs.limit - float(costs.each[rows].sum())
     if scale is not None:
         bounds.mul_(scale)
     bounds[rows] = -torch.inf
     known = bounds.clone()  # gains when last evaluated
     while len(rows) < count:
         if costs is not None:
-            bounds[costs.each > left] = -torch.inf  # what is left only falls
+            bounds[costs.too_dear(rows)] = -torch.inf  # what is left only falls
             if not bool((bounds > -torch.inf).any()):
                 break
         row, gain = _best(objective, torch.minimum(bounds, known), known, scale)
@@ -133,8 +140,6 @@ def _lazy(
         if fallen is not None:
             bounds -= fallen if scale is None else fallen * scale
         bounds[row] = -torch.inf
-        if costs is not None:
-            left -= float(costs.each[row])
     return _picked(rows, gains, bounds.device)
 
 

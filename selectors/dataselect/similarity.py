@@ -11,8 +11,8 @@ Features arrive centred, so that half of all directions have a negative cosine: 
 half of the greatest worth, and a reference that no pick resembles counts nearly as much as one that is picked. `cosine`
 is the default for that reason. A row of zeros has no direction: its cosine with every row, itself too, is 0.
 
-Products are taken for at least `_LEAST` rows and columns at once: for fewer, BLAS adds up in another order, and a
-similarity would depend on what is computed beside it.
+Products are taken for at least `_LEAST` rows and columns and at most `_DEPTH` features at once: for others BLAS adds up
+in another order, and a similarity would depend on what is computed beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from distill.randomness import generator
 SimilarityKind = Literal["cosine", "shifted_cosine", "rbf", "distance"]
 
 _LEAST = 16
+# For more features at once BLAS adds up in another order for other shapes.
+_DEPTH = 512
 _SPAN = 1 << 14  # references at once
 _TILE = 512  # candidates, and references, of a tile: it fits a core's cache
 _BANDWIDTH_ROWS = 1000  # of whose distances the bandwidth is the median
@@ -253,12 +255,16 @@ def similarity_sums(similarity: Similarity, *, out: Tensor | None = None) -> Ten
 
 
 def _products(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
-    """(b, r): inner products of rows."""
+    """(b, r): inner products of rows, summed over `_DEPTH` features at a time."""
     b, r = len(left), len(right)
-    if b >= _LEAST and r >= _LEAST:
-        return torch.mm(left, right.T, out=out)
-    products = torch.mm(_filled(left), _filled(right).T)[:b, :r]
-    return products if out is None else out.copy_(products)
+    if b < _LEAST or r < _LEAST:
+        products = _products(_filled(left), _filled(right), None)[:b, :r]
+        return products if out is None else out.copy_(products)
+    products = torch.mm(left[:, :_DEPTH], right[:, :_DEPTH].T, out=out)
+    for start in range(_DEPTH, left.shape[1], _DEPTH):
+        part = slice(start, start + _DEPTH)
+        products.addmm_(left[:, part], right[:, part].T)
+    return products
 
 
 def _own_products(features: Tensor) -> Tensor:

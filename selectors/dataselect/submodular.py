@@ -10,6 +10,7 @@ greedy to 0.9, with which nothing is guaranteed.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
@@ -23,13 +24,21 @@ from dataselect.costs import CostConfig, read_costs, refuse_absent_costs
 from dataselect.facility import FacilityLocation
 from dataselect.features import SpaceConfig, SpaceSelector
 from dataselect.graph_cut import GraphCut
-from dataselect.greedy import Costs, Objective, Picked, lazy_greedy, stochastic_greedy
+from dataselect.greedy import COST_ROUNDING, Costs, Objective, Picked, lazy_greedy, stochastic_greedy
 from dataselect.similarity import Similarity, SimilarityKind, refuse_non_finite, similarity_of
 from distill.byte_sizes import AsBytes
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind
 from distill.errors import InputError
 from distill.randomness import derive_seed, generator
-from distill.selection import Picks, class_budget, class_counts, select, source_counts, whole_budget
+from distill.selection import (
+    Picks,
+    candidates,
+    class_budget,
+    class_counts,
+    select,
+    source_counts,
+    whole_budget,
+)
 from distill.training.config import Positive
 
 EPSILON = 0.01
@@ -153,6 +162,8 @@ class SubmodularSelector(SpaceSelector):
         config = self.config
         kept = self._kept(source, previous)
         costs = None if config.costs is None else read_costs(config.costs, samples=len(source.train))
+        if costs is not None:
+            self._refuse_too_dear(costs, candidates(source, None if config.extend else previous), kept)
         space = self.space(ctx, source)
         seed = ctx.derive(self.name)
         if len(kept) and len(space.finite(kept)) < len(kept):
@@ -163,8 +174,6 @@ class SubmodularSelector(SpaceSelector):
             )
 
         def pick(samples: np.ndarray, count: int, number: int) -> Picks:
-            if costs is not None:
-                self._refuse_too_dear(costs, samples, kept)
             features = space.take(samples)
             initial = np.searchsorted(samples, kept[np.isin(kept, samples)])
             found = self.pick(
@@ -185,8 +194,8 @@ class SubmodularSelector(SpaceSelector):
     def _refuse_too_dear(self, costs: np.ndarray, samples: np.ndarray, kept: np.ndarray) -> None:
         """Raise InputError where the samples that stay cost more than the limit, or nothing else can be afforded."""
         assert self.config.costs is not None
-        least = costs[kept].sum() if len(kept) else costs[samples].min()
-        if least > self.config.costs.limit:
+        least = math.fsum(costs[kept]) if len(kept) else costs[samples].min()
+        if least > self.config.costs.limit * (1 + COST_ROUNDING):
             what = "the images of the step before cost" if len(kept) else "the cheapest image costs"
             raise InputError(
                 f"{what} more than the limit",

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dataselect import greedy as under_test
+from dataselect.facility import FacilityLocation
 from dataselect.greedy import Costs, lazy_greedy, stochastic_greedy
+from dataselect.similarity import similarity_of
 
 
 class Coverage:
@@ -284,3 +286,12 @@ def test_gains_of_a_monotone_function_add_up(pick: Callable[..., under_test.Pick
     found = pick(objective, 30)
     values = [objective.value(found.rows[:size].tolist()) for size in range(31)]
     np.testing.assert_allclose(found.gains.numpy(), np.diff(values))
+
+
+def test_a_limit_that_holds_exactly_is_not_lost_to_rounding() -> None:
+    """0.3 - 0.1 - 0.1 is less than 0.1 in floating point, and three times 0.1 more than 0.3."""
+    for each, limit, picks in ((0.1, 0.3, 3), (0.1, 0.6, 6), (0.1, 0.29, 2), (1 / 3, 1.0, 3)):
+        features = torch.eye(8)
+        objective = FacilityLocation(similarity_of(features, "cosine"))
+        costs = Costs(torch.full((8,), each, dtype=torch.float64), limit)
+        assert len(lazy_greedy(objective, 8, costs=costs).rows) == picks, (each, limit)

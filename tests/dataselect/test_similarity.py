@@ -178,3 +178,19 @@ def test_gpu_equals_cpu(kind: SimilarityKind) -> None:
     on_cpu = similarity_of(features.clone(), kind, **options(kind, 8.0))
     on_gpu = similarity_of(features.cuda(), kind, **options(kind, 8.0))
     torch.testing.assert_close(similarity_sums(on_gpu).cpu(), similarity_sums(on_cpu), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [769, 1000, 2048])
+@pytest.mark.parametrize("kind", ["cosine", "rbf"])
+def test_wide_features_have_one_similarity_whatever_is_computed_beside_it(
+    width: int, kind: SimilarityKind
+) -> None:
+    """From some 800 features on BLAS would add up in another order for blocks of other shapes."""
+    draw = torch.Generator().manual_seed(0)
+    half = torch.randn(550, width, generator=draw)
+    similarity = similarity_of(torch.cat([half, half]), kind)
+    whole = torch.empty(1100, 1100)
+    similarity_sums(similarity, out=whole)
+    for rows in (slice(0, 16), slice(300, 812), slice(1090, 1100), slice(7, 8)):
+        assert torch.equal(similarity.block(rows, slice(0, 1100)), whole[rows])
+    assert torch.equal(whole[:550], whole[550:]), "twins are alike"
