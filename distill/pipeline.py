@@ -410,13 +410,14 @@ def _recipe_to_evaluate(
 ) -> tuple[LoadedRecipe, LoadedRecipe]:
     """`recipe_of_set`, without its target where the evaluation reads none: the set may lack the path to it."""
     others = [argument for argument in arguments if not argument.startswith("target")]
-    short, plain = recipe_of_set(path, made, others, progress=NullProgress(), without=("target",))
-    asked = short.recipe.evaluate
+    bare, _ = recipe_of_set(path, made, others, progress=NullProgress(), without=("target",))
+    asked = bare.recipe.evaluate
     if not reads_target(asked.on, asked.against):
-        bare = [
-            replace(each, recipe=each.recipe.model_copy(update={"target": None})) for each in (short, plain)
-        ]
-        return bare[0], bare[1]
+        both = recipe_of_set(path, made, others, progress=progress, without=("target",))
+        short, plain = (
+            replace(each, recipe=each.recipe.model_copy(update={"target": None})) for each in both
+        )
+        return short, plain
     loaded, plain = recipe_of_set(path, made, arguments, progress=progress)
     if loaded.recipe.target is None:
         raise InputError(

@@ -69,7 +69,8 @@ def test_labels_the_images_of_a_selection_before_in_their_order(
 ) -> None:
     before = selection([7, 1, 20])
     made = soft_label().run(make_context(), source, before)
-    assert made.selection is before
+    assert made.selection is not None
+    assert made.selection.indices is before.indices and made.selection.scores is before.scores
     assert torch.equal(made.images, source.train.images[[7, 1, 20]])
 
 
