@@ -15,7 +15,8 @@ from pathlib import Path
 
 def select(features: "numpy.ndarray", count: int) -> "numpy.ndarray":
     """Picks of lazy greedy. The product in float32 is faster than the package's own, which wants float64 after it."""
-    similarity = numpy.maximum(features @ features.T, 0).astype(numpy.float64)
+    products = features @ features.T
+    similarity = numpy.maximum(products, 0, out=products).astype(numpy.float64)
     selection = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
     return selection.fit(similarity).ranking
 
