@@ -60,7 +60,7 @@ class Craig(SpaceSelector):
         return select(source, previous, self.config, pick, meta={"score": score}, usable=space.finite)
 
     def _distances(self, space: FeatureSpace, samples: np.ndarray) -> GradientDistance:
-        if space.kind == "last_layer" and space.checkpoints == 1:
+        if space.factored:
             return FactoredDistance(*space.factors(samples))
         return GradientDistance(space.take(samples))  # distances stay what they are where rows are centred
 

@@ -29,9 +29,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from dataselect.features import SpaceConfig, SpaceSelector
+from dataselect.features import SpaceSelector
 from dataselect.hardness import By, Hardness, MislabelConfig, seeded, trusted
 from dataselect.neighbours import nearest_neighbours
+from dataselect.space_config import SpaceConfig
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind
 from distill.selection import Picks, Selector, select
 from distill.training.config import NonNegative

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataselect.features import SpaceConfig
 from dataselect.space import FeatureSpace
+from dataselect.space_config import SpaceConfig
 from distill.contracts import Source, Split
 from distill.errors import InputError
 from distill.selection import class_counts
@@ -143,7 +143,7 @@ class FactoredGradients(GradientMatrix):
 
 def gradients_of(space: FeatureSpace, split: Split, samples: np.ndarray) -> GradientMatrix:
     """The gradients of samples of the source's train or validation split, as they are: neither centred nor scaled."""
-    if space.kind == "last_layer" and space.checkpoints == 1:
+    if space.factored:
         return FactoredGradients(*space.factors(samples, split=split))
     return DenseGradients(space.raw(samples, split=split))
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dataselect.features import Chosen, FeatureConfig, FeatureSelector
+from dataselect.features import Chosen, FeatureSelector
+from dataselect.space_config import SpaceConfig
 
 
 class Herding(FeatureSelector):
@@ -20,7 +21,7 @@ class Herding(FeatureSelector):
 
     name = "herding"
 
-    class Config(FeatureConfig):
+    class Config(SpaceConfig):
         """Budget and features."""
 
     config: Config

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dataselect.features import Chosen, FeatureConfig, FeatureSelector
+from dataselect.features import Chosen, FeatureSelector
+from dataselect.space_config import SpaceConfig
 
 
 class KCenter(FeatureSelector):
@@ -22,7 +23,7 @@ class KCenter(FeatureSelector):
 
     name = "kcenter"
 
-    class Config(FeatureConfig):
+    class Config(SpaceConfig):
         """Budget and features."""
 
     config: Config

@@ -19,7 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dataselect.clustering import Clusters, distances_to_own, kmeans, smallest_of_each
-from dataselect.features import Chosen, FeatureConfig, FeatureSelector
+from dataselect.features import Chosen, FeatureSelector
+from dataselect.space_config import SpaceConfig
 
 _BLOCK_NUMBERS = 1 << 22  # distances held at once, 16 MiB as float32
 
@@ -29,7 +30,7 @@ class KMeans(FeatureSelector):
 
     name = "kmeans"
 
-    class Config(FeatureConfig):
+    class Config(SpaceConfig):
         """Budget and features.
 
         Of each cluster `keep: nearest` keeps the sample nearest to the centroid, `medoid` the one with the smallest sum

@@ -26,7 +26,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dataselect.clustering import kmeans, scale_to_length_one
-from dataselect.features import FeatureConfig, SpaceSelector
+from dataselect.features import SpaceSelector
+from dataselect.space_config import SpaceConfig
 from distill.contracts import Context, DistilledSet, Selection, Source
 from distill.randomness import derive_seed
 from distill.selection import Picks, select
@@ -41,7 +42,7 @@ class SemDeDup(SpaceSelector):
 
     name = "semdedup"
 
-    class Config(FeatureConfig):
+    class Config(SpaceConfig):
         """Features, and how near twins are.
 
         With `epsilon`, a sample is dropped if its cosine to an earlier one of its cluster exceeds 1 - epsilon; a budget

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill.cache import GradientRows, Gradients, LastLayerGradients, Network, Projection, Rows
-from distill.cache.encoders import EncoderConfig, encoder_network
+from dataselect.space_config import SpaceConfig
+from distill.cache import GradientRows, Gradients, LastLayerGradients, Network, Rows
+from distill.cache.encoders import encoder_network
 from distill.cache.rows import MeanRows
-from distill.cache.teachers import TeacherConfig, checkpoint_epochs, train_teacher
+from distill.cache.teachers import checkpoint_epochs, train_teacher
 from distill.contracts import Context, Source, Split
 from distill.errors import InputError
 from distill.files import disk_errors
 from distill.selection import labelled_target
-
-Kind = Literal["network", "gradients", "last_layer", "encoder", "pixels"]
 
 _BLOCK = 2048  # rows read at once
 
@@ -31,37 +29,13 @@ class FeatureSpace:
 
     Args:
         ctx, source: as in `Method.run`.
-        kind: which features; see `dataselect.features.SpaceConfig` for the rest.
-        unit: whether gradients of several checkpoints are brought to length 1 before their mean is taken.
-        memory: bytes of features of one reading above which they lie in a file of the step's folder.
+        config: which features.
     """
 
-    def __init__(
-        self,
-        ctx: Context,
-        source: Source,
-        *,
-        kind: Kind,
-        network: TeacherConfig,
-        layer: str,
-        projection: Projection,
-        checkpoints: int,
-        unit: bool,
-        trained_on: Literal["source", "target"],
-        encoder: EncoderConfig | None,
-        memory: int,
-    ) -> None:
+    def __init__(self, ctx: Context, source: Source, config: SpaceConfig) -> None:
         self.ctx = ctx
         self.source = source
-        self.kind = kind
-        self.network = network
-        self.layer = layer
-        self.projection = projection
-        self.checkpoints = checkpoints
-        self.unit = unit
-        self.trained_on = trained_on
-        self.encoder = encoder
-        self.memory = memory
+        self.config = config
         self._files = 0
 
     def take(self, samples: np.ndarray) -> Tensor:
@@ -78,6 +52,11 @@ class FeatureSpace:
         On the run's device; in a file mapped into the host's memory where they are more than `memory`.
         """
         return self._read(self.source.train if split is None else split, samples)
+
+    @property
+    def factored(self) -> bool:
+        """Whether rows are gradients that have two factors: those of one network's last layer."""
+        return self.config.features == "last_layer" and self.config.checkpoints == 1
 
     def factors(self, samples: np.ndarray, *, split: Split | None = None) -> tuple[Tensor, Tensor]:
         """Last-layer gradients of one network as their factors: float32 (len(samples), C) and (len(samples), D + 1).
@@ -112,7 +91,7 @@ class FeatureSpace:
 
     def finite(self, samples: np.ndarray, *, split: Split | None = None) -> np.ndarray:
         """Those of the samples, int64 (n,), whose features are finite: the cache has zeros in place of the others."""
-        if self.kind == "pixels":
+        if self.config.features == "pixels":
             return samples
         absent = self.rows(self.source.train if split is None else split).absent()
         return samples if not len(absent) else samples[~np.isin(samples, absent.numpy())]
@@ -120,14 +99,16 @@ class FeatureSpace:
     @cached_property
     def networks(self) -> list[Network]:
         """The networks that give the features, the last of the training at the end; none for pixels."""
-        if self.kind == "pixels":
+        if self.config.features == "pixels":
             return []
-        if self.kind == "encoder":
-            assert self.encoder is not None, "refused by the configuration"
-            return [encoder_network(self.encoder, image_shape=self.source.image_shape)]
-        learnt = self.source if self.trained_on == "source" else target_of(self.source)
-        epochs = checkpoint_epochs(self.network.train, self.checkpoints)
-        last = train_teacher(self.ctx, learnt, self.network, name="feature network", checkpoints=epochs)
+        if self.config.features == "encoder":
+            assert self.config.encoder is not None, "refused by the configuration"
+            return [encoder_network(self.config.encoder, image_shape=self.source.image_shape)]
+        learnt = self.source if self.config.trained_on == "source" else target_of(self.source)
+        epochs = checkpoint_epochs(self.config.network.train, self.config.checkpoints)
+        last = train_teacher(
+            self.ctx, learnt, self.config.network, name="feature network", checkpoints=epochs
+        )
         return [*last.checkpoints(), last]
 
     def rows(self, split: Split) -> Rows:
@@ -137,26 +118,28 @@ class FeatureSpace:
             split: the source's, or the target's with labels of the source's classes where gradients are asked for.
         """
         cache, networks = self.ctx.cache, self.networks
-        if self.kind == "gradients":
+        if self.config.features == "gradients":
             few = networks[0] if len(networks) == 1 else networks
-            return cache.gradients(split, few, Gradients(self.projection), normalise=self.unit)
-        if self.kind == "last_layer":
+            return cache.gradients(
+                split, few, Gradients(self.config.projection), normalise=self.config.unit_gradients
+            )
+        if self.config.features == "last_layer":
             parts = [
                 cache.request(split, each, [LastLayerGradients()])[LastLayerGradients()] for each in networks
             ]
-            return parts[0] if len(parts) == 1 else MeanRows(parts, normalise=self.unit)
-        if self.kind == "encoder":
+            return parts[0] if len(parts) == 1 else MeanRows(parts, normalise=self.config.unit_gradients)
+        if self.config.features == "encoder":
             return cache.features(split, networks[-1])
-        return cache.features(split, networks[-1], layer=self.layer)
+        return cache.features(split, networks[-1], layer=self.config.layer)
 
     @cached_property
     def _target_split(self) -> Split:
-        if self.kind in ("gradients", "last_layer"):
+        if self.config.features in ("gradients", "last_layer"):
             return labelled_target(self.source)
         return target_of(self.source).train
 
     def _read(self, split: Split, samples: np.ndarray) -> Tensor:
-        rows = None if self.kind == "pixels" else self.rows(split)
+        rows = None if self.config.features == "pixels" else self.rows(split)
         width = math.prod(self.source.image_shape) if rows is None else rows.shape[1]
         out = self._matrix(len(samples), width)
         for start in range(0, len(samples), _BLOCK):
@@ -176,7 +159,7 @@ class FeatureSpace:
 
         Several that belong together lie in one place: `joint` is the sum of their widths.
         """
-        if 4 * count * (joint or width) <= self.memory:
+        if 4 * count * (joint or width) <= self.config.memory:
             return torch.empty(count, width, device=self.ctx.device)
         path = self.ctx.scratch / f"features-{self._files}.bin"
         self._files += 1

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from dataselect.costs import CostConfig, read_costs, refuse_absent_costs
 from dataselect.facility import FacilityLocation
-from dataselect.features import SpaceConfig, SpaceSelector
+from dataselect.features import SpaceSelector
 from dataselect.graph_cut import GraphCut
 from dataselect.greedy import COST_ROUNDING, Costs, Objective, Picked, lazy_greedy, stochastic_greedy
 from dataselect.similarity import Similarity, SimilarityKind, refuse_non_finite, similarity_of
+from dataselect.space_config import SpaceConfig
 from distill.byte_sizes import AsBytes
 from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind
 from distill.errors import InputError

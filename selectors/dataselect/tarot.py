@@ -30,7 +30,7 @@ from torch import Tensor
 from dataselect.distances import Distances
 from dataselect.features import TargetedConfig, TargetedSelector
 from dataselect.ratio_estimate import Ratio, estimate_ratio
-from dataselect.space import Kind
+from dataselect.space_config import Kind
 from dataselect.target_neighbours import layers, times_near
 from dataselect.transport import Solver
 from dataselect.whitening import EpsUnit, refuse_wide, whiten

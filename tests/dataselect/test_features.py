@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataselect.features import FeatureConfig
 from dataselect.gradmatch import GradMatch
 from dataselect.herding import Herding
 from dataselect.kcenter import KCenter
 from dataselect.simcore import SimCore
 from dataselect.space import FeatureSpace
+from dataselect.space_config import SpaceConfig
 from distill.cache import Gradients
 from distill.cache.teachers import train_teacher
 from distill.contracts import Context, Selection, Source
@@ -24,12 +24,12 @@ from distill.recipe import make_recipe
 NETWORK = {"model": {"name": "convnet", "width": 4}, "train": {"epochs": 1, "batch_size": 16}}
 
 
-def config(**options: object) -> FeatureConfig:
+def config(**options: object) -> SpaceConfig:
     network = {} if options.get("features") == "pixels" else {"network": NETWORK}
-    return FeatureConfig.model_validate({"ipc": 2, **network, **options})
+    return SpaceConfig.model_validate({"ipc": 2, **network, **options})
 
 
-def space_of(context: Context, source: Source, chosen: FeatureConfig) -> FeatureSpace:
+def space_of(context: Context, source: Source, chosen: SpaceConfig) -> FeatureSpace:
     return KCenter(chosen).space(context, source)
 
 
@@ -96,7 +96,7 @@ def test_a_network_that_would_learn_one_class_of_a_target_is_refused(
 def test_the_merged_options_of_pixels_are_read_back() -> None:
     """A merged recipe names every default, the network's too."""
     chosen = config(features="pixels")
-    assert FeatureConfig.model_validate_json(chosen.model_dump_json()) == chosen
+    assert SpaceConfig.model_validate_json(chosen.model_dump_json()) == chosen
 
 
 def forbid_training(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
