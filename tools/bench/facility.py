@@ -24,17 +24,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
+from peer import Peer
 from torch import Tensor
 
 from dataselect.facility import FacilityLocation, facility_location
@@ -92,7 +90,7 @@ def measure(args: argparse.Namespace) -> None:
     whole: dict[str, list[float]] = {"ours": [], "apricot": [], "compile": []}
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "features.npy", features.numpy())
-        with Peer(args.peer_python, Path(folder), args) as peer:
+        with open_peer(args, Path(folder)) as peer:
             select(features, args)
             peer.ask("whole")
             for _ in range(args.repeats):
@@ -117,37 +115,15 @@ def value(features: Tensor, rows: Tensor) -> float:
     return float((exact @ exact[rows].T).clamp_(min=0).amax(dim=1).sum())
 
 
-class Peer:
-    """The other interpreter: it computes when told to, one thing at a time."""
-
-    def __init__(self, python: str, folder: Path, args: argparse.Namespace) -> None:
-        script = Path(__file__).with_name("facility_peer.py")
-        command = [python, str(script), str(folder), str(args.picks), str(args.threads)]
-        # Freed memory is kept, as every run of distill keeps it: page faults are nobody's merit.
-        kept = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **kept}
-        )
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
-    def ask(self, what: str) -> float:
-        """Seconds that it took."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit("the peer ended: has the interpreter of --peer-python apricot-select?")
-        return float(answer)
+def open_peer(args: argparse.Namespace, folder: Path) -> Peer:
+    """The peer, which keeps freed memory as every run of distill does: page faults are nobody's merit."""
+    return Peer(
+        args.peer_python,
+        "facility_peer.py",
+        [folder, args.picks, args.threads],
+        package="apricot-select",
+        environment={"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)},
+    )
 
 
 def print_table(whole: dict[str, list[float]], values: dict[str, float], args: argparse.Namespace) -> None:

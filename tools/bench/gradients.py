@@ -27,19 +27,18 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, get_args
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from peer import Peer
 from torch import Tensor, nn
 
 from distill.cache.count_sketch import CountSketch, random_signs
@@ -150,7 +149,7 @@ def measure(name: str, args: argparse.Namespace) -> Result:
     ours = {kind: Ours(module, images, labels, parts, kind, args.dim) for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         write_problem(Path(folder), name, module, images, labels)
-        with Peer(args.peer_python, Path(folder), args) as peer:
+        with GradientPeer(args.peer_python, Path(folder), args) as peer:
             check_same_gradients(peer.gradients(), exact)
             times = [alternate(ours, peer) for _ in range(args.repeats)]
             peer_error = mean_error(peer.projected, exact, seeds=args.error_seeds)
@@ -309,34 +308,13 @@ class Ours:
             raise SystemExit(f"{self.kind}: the whole path does not give the projected gradients")
 
 
-class Peer:
-    """The other interpreter: it computes when told to, one thing at a time."""
+class GradientPeer(Peer):
+    """traker's half of this benchmark."""
 
     def __init__(self, python: str, folder: Path, args: argparse.Namespace) -> None:
-        script = Path(__file__).with_name("gradients_peer.py")
-        command = [python, str(script), str(folder), str(args.dim), str(args.threads)]
+        arguments = [folder, args.dim, args.threads]
+        super().__init__(python, "gradients_peer.py", arguments, package="traker and torch")
         self.folder = folder
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
-    def ask(self, what: str) -> float:
-        """Seconds that it took."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit("the peer ended: has the interpreter of --peer-python traker and torch?")
-        return float(answer)
 
     def gradients(self) -> Tensor:
         """Flat gradients (B, P) as the peer computes them."""
@@ -349,7 +327,7 @@ class Peer:
         return torch.from_numpy(np.load(self.folder / "projected.npy"))
 
 
-def alternate(ours: dict[Kind, Ours], peer: Peer) -> dict[str, float]:
+def alternate(ours: dict[Kind, Ours], peer: GradientPeer) -> dict[str, float]:
     """Seconds of everything: the peer's of one run, ours the median of three."""
     times: dict[str, float] = {}
     for part in ("whole", "projection"):
