@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import settings
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.cache import Cache
-from distill.contracts import Context, Source
+from distill.cache import Cache, Network
+from distill.contracts import Context, Preprocessing, Source
 from distill.costs import Costs
 from distill.data.statistics import channel_statistics, split_of
+from distill.models.mlp import MLPConfig
 from distill.progress import NullProgress
 from distill.training.config import TrainConfig
 from distill.training.engine import Engine
@@ -94,6 +95,32 @@ def make_source() -> Callable[..., Source]:
 def source(make_source: Callable[..., Source]) -> Source:
     """Three classes of eight training images, 1 x 8 x 8."""
     return make_source()
+
+
+class _NaNForBlack(MLPConfig):
+    """A network that gives NaN for black images."""
+
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> Any:
+        network = super().build(image_shape, classes)
+        network.body.insert(0, _Poison())
+        return network
+
+
+class _Poison(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.amax(dim=(1, 2, 3), keepdim=True) > 0)
+
+
+@pytest.fixture(scope="session")
+def nan_for_black() -> Callable[[tuple[int, int, int], int], Network]:
+    """nan_for_black(image_shape, classes): a network that takes pixels as they are and gives NaN for black images."""
+
+    def make(image_shape: tuple[int, int, int], classes: int) -> Network:
+        state = _NaNForBlack().build(image_shape, classes).state_dict()
+        pixels = Preprocessing((0.0,) * image_shape[0], (1.0,) * image_shape[0])
+        return Network(_NaNForBlack(), image_shape, classes, pixels, state, facts={})
+
+    return make
 
 
 @pytest.fixture

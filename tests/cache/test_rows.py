@@ -29,7 +29,7 @@ from distill.cache import (
     Rows,
 )
 from distill.cache.rows import MeanRows, StoredRows
-from distill.contracts import Preprocessing, Split
+from distill.contracts import Split
 from distill.errors import InputError, NonFiniteError
 from distill.models.mlp import MLPConfig
 
@@ -304,29 +304,13 @@ def test_what_nobody_asked_for_is_not_judged(
     assert borne.images_forwarded == 0
 
 
-class NaNForBlack(MLPConfig):
-    """A network that gives NaN for black images."""
-
-    def build(self, image_shape: tuple[int, int, int], classes: int) -> Any:
-        network = super().build(image_shape, classes)
-
-        class Poison(nn.Module):
-            def forward(self, x: Tensor) -> Tensor:
-                return x / (x.amax(dim=(1, 2, 3), keepdim=True) > 0)
-
-        network.body.insert(0, Poison())
-        return network
-
-
 def test_an_image_without_finite_values_has_rows_of_zeros_and_no_score(
-    make_cache: MakeCache, split: Split, told: Any
+    make_cache: MakeCache, split: Split, nan_for_black: Callable[..., Network], told: Any
 ) -> None:
     images = split.images.clone()
     images[20] = 0
     split = Split(images, split.labels, "one black image")
-    state = NaNForBlack().build((2, 8, 8), 3).state_dict()
-    pixels = Preprocessing((0.0, 0.0), (1.0, 1.0))
-    network = Network(NaNForBlack(), (2, 8, 8), 3, pixels, state, facts={})
+    network = nan_for_black((2, 8, 8), 3)
     others = torch.arange(37) != 20
     vectors: list[Any] = [Features(), Logits(), LastLayerGradients(), Gradients(Projection(dim=8))]
     scores: list[Any] = [Loss(), Margins(), ErrorNorms(), GradientNorms()]
@@ -349,14 +333,17 @@ def test_an_image_without_finite_values_has_rows_of_zeros_and_no_score(
 
 @pytest.mark.parametrize(("bad", "refused"), [(29, False), (30, True)])
 def test_the_share_that_is_borne_is_what_is_written(
-    bad: int, refused: bool, make_cache: MakeCache, make_split: Callable[..., Split]
+    bad: int,
+    refused: bool,
+    make_cache: MakeCache,
+    make_split: Callable[..., Split],
+    nan_for_black: Callable[..., Network],
 ) -> None:
     """0.29 * 100 is 28.999... in binary."""
     split = make_split(rows=100)
     images = split.images.clone()
     images[:bad] = 0
-    state = NaNForBlack().build((2, 8, 8), 3).state_dict()
-    network = Network(NaNForBlack(), (2, 8, 8), 3, Preprocessing((0.0,) * 2, (1.0,) * 2), state, facts={})
+    network = nan_for_black((2, 8, 8), 3)
     cache = make_cache(limits=Limits(non_finite=0.29))
     with pytest.raises(NonFiniteError, match="30 of 100") if refused else nullcontext():
         cache.logits(Split(images, split.labels, "black"), network)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import chi2
-from torch import Tensor, nn
+from torch import Tensor
 
 import dataselect.hardness as hardness_module
 from dataselect.hardness import (
@@ -31,7 +31,6 @@ from distill.cache.teachers import train_teacher, train_teachers
 from distill.contracts import Context, Preprocessing, Selection, Source, Split
 from distill.errors import InputError
 from distill.models import build, model_config
-from distill.models.mlp import MLPConfig
 from distill.training.job import Job
 from distill.training.recording import Dynamics
 
@@ -379,30 +378,19 @@ def test_fewer_scores_than_the_budget_are_one_clear_error(
     assert caught.value.fix
 
 
-class NaNForBlack(MLPConfig):
-    """A network that gives NaN for black images."""
-
-    def build(self, image_shape: tuple[int, int, int], classes: int) -> Any:
-        network = super().build(image_shape, classes)
-
-        class Poison(nn.Module):
-            def forward(self, x: Tensor) -> Tensor:
-                return x / (x.amax(dim=(1, 2, 3), keepdim=True) > 0)
-
-        network.body.insert(0, Poison())
-        return network
-
-
 @pytest.mark.parametrize("by", [*FROM_LOGITS, "grand"])
 def test_an_image_whose_values_are_not_finite_has_no_score(
-    by: By, source: Source, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+    by: By,
+    source: Source,
+    make_context: MakeContext,
+    nan_for_black: Callable[..., Network],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its logits read as zeros, which are those of a sample in as many minds as there are classes."""
     images = source.train.images.clone()
     images[7] = 0
     source = replace(source, train=Split(images, source.train.labels, "one black image"))
-    state = NaNForBlack().build((1, 8, 8), 3).state_dict()
-    network = Network(NaNForBlack(), (1, 8, 8), 3, Preprocessing((0.0,), (1.0,)), state, facts={})
+    network = nan_for_black((1, 8, 8), 3)
     with_networks(monkeypatch, network)
     context = make_context()
     cache = Cache(
