@@ -13,18 +13,17 @@ not depend on what is kept. DeepCore's gain over batches sees the first batch on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from dataselect.falls import falls
 from dataselect.greedy import Costs, Picked, lazy_greedy
 from dataselect.similarity import Similarity, similarity_sums, spans
 
 _ROWS = 16  # candidates whose gains are summed up at once: with 10,000 references they fit a core's cache
 _COMPUTED = 512  # candidates whose similarities are computed at once, at most
 _FOLLOWED_SHARE = 100  # one in so many references must be waiting
-_FOLLOWED_BYTES = 1 << 22  # of rows that are followed at once
 # Bounds are sums of the same float32 numbers in another order than gains.
 _SLACK = 2.0**-17
 
@@ -81,7 +80,7 @@ class FacilityLocation:
         self._followed = self.served.clone()
 
     def _fallen(self, matrix: Tensor, waiting: Tensor, grown: Tensor) -> Tensor:
-        """By how much at least gains fell, sum_i min(max(0, s_ij - c_i), c'_i - c_i), float64 (N,).
+        """By how much at least gains fell, float64 (N,).
 
         The sum goes over references that are served better by more than the mean, once they are many enough to be worth
         it; the others wait. Over a whole run they are some N ln k, instead of N k. Their similarities lie in rows, as
@@ -92,23 +91,9 @@ class FacilityLocation:
             waiting: int64 (m,), references.
             grown: c' - c, float32 (N,).
         """
-        fallen = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device)
-        for part in waiting.split(len(self._block)):
-            block = self._block[: len(part)]
-            torch.index_select(matrix, 0, part, out=block)
-            block.sub_(self._followed.index_select(0, part).unsqueeze(1)).clamp_(min=0)
-            torch.minimum(block, grown.index_select(0, part).unsqueeze(1), out=block)
-            fallen += block.sum(dim=0)
+        fallen = falls(matrix, waiting, self._followed, grown)
         self._followed[waiting] = self.served[waiting]
         return fallen.mul_(1 - _SLACK)
-
-    @cached_property
-    def _block(self) -> Tensor:
-        """float32 (b, N): where rows are followed, the same memory each time, which stays in the cache."""
-        candidates = self.similarity.size[0]
-        return torch.empty(
-            max(_FOLLOWED_BYTES // (4 * candidates), 1), candidates, device=self.similarity.device
-        )
 
 
 class KeptRows:

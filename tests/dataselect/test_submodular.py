@@ -165,7 +165,6 @@ def test_what_is_kept_and_how_it_is_cut_does_not_matter(
     for rows, tile, span in ((1, 16, 64), (7, 50, 100), (400, 1000, 1 << 20)):
         monkeypatch.setattr(facility, "_ROWS", rows)
         monkeypatch.setattr(facility, "_COMPUTED", 3 * rows)
-        monkeypatch.setattr(facility, "_FOLLOWED_BYTES", 4 * 400 * rows)
         monkeypatch.setattr(similarity_module, "_TILE", tile)
         monkeypatch.setattr(similarity_module, "_SPAN", span)
         for matrix_bytes in (0, 1 << 30):
