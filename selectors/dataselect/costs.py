@@ -10,6 +10,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from distill.contracts import Split
 from distill.errors import DamagedDataError, InputError
 from distill.machine_paths import MachinePath
 from distill.training.config import Positive, Strict
@@ -18,8 +19,9 @@ from distill.training.config import Positive, Strict
 class CostConfig(Strict):
     """Costs of samples and the limit of their sum.
 
-    `file` is an .npy file of one positive number a sample of the train split, in its order (with `data.valid: 0` all
-    samples but those of the test split). `sha256` is compared where given; alone, as in a set's recipe, it waits for
+    `file` is an .npy file of one positive number for each sample of the data as they were found, so that neither
+    `data.valid`, `cap` nor an image left out changes which number is whose; `distill export --to indices` tells a
+    sample's number. `sha256` is compared where given; alone, as in a set's recipe, it waits for
     the file's name. `limit` is in the units of the file.
     """
 
@@ -39,30 +41,32 @@ def refuse_absent_costs(config: CostConfig) -> None:
     _path(config)
 
 
-def read_costs(config: CostConfig, *, samples: int) -> np.ndarray:
-    """Costs of the samples of the train split: float64 (samples,), above 0.
+def read_costs(config: CostConfig, split: Split) -> np.ndarray:
+    """Costs of the samples of the train split: float64 (N,), above 0.
 
     Raises:
-        InputError: no file, not that many numbers, a number that is no cost, or a limit below the least cost.
+        InputError: no file, too few numbers, a number that is no cost, or a limit below the least cost.
         DamagedDataError: another sha256 than asked for, or no .npy file.
     """
     path = _path(config)
     costs = _array(path, config.sha256)
-    if costs.ndim != 1 or len(costs) != samples or costs.dtype.kind not in "iuf":
+    numbers = np.arange(len(split)) if split.rows is None else split.rows.numpy()
+    needed = int(numbers.max()) + 1
+    if costs.ndim != 1 or len(costs) < needed or costs.dtype.kind not in "iuf":
         raise InputError(
-            "the file of costs does not hold one number for each sample of the train split",
+            "the file of costs does not hold one number for each sample of the data",
             where="costs.file",
             found=f"{path}: {costs.dtype} of shape {costs.shape}",
-            allowed=f"{samples} numbers",
-            fix="write numpy.save(FILE, costs) in the order of the train split; data.valid: 0 leaves all of it",
+            allowed=f"one number for each sample of the data as they were found, at least {needed}",
+            fix="write numpy.save(FILE, costs) for all samples, those of the validation split and left out ones too",
         )
-    values = costs.astype(np.float64)
+    values = costs.astype(np.float64)[numbers]
     wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(wrong):
         raise InputError(
             f"{len(wrong)} costs are not above 0",
             where="costs.file",
-            found=f"{values[wrong[0]]:g} for sample {wrong[0]}",
+            found=f"{values[wrong[0]]:g} for sample {numbers[wrong[0]]}",
             allowed="finite numbers > 0",
             fix="give every sample a cost",
         )

@@ -118,7 +118,7 @@ class SubmodularSelector(SpaceSelector):
     def check(self, source: Source, follows: StepKind | None) -> None:
         super().check(source, follows)
         if self.config.costs is not None:
-            read_costs(self.config.costs, samples=len(source.train))
+            read_costs(self.config.costs, source.train)
 
     def estimate(self, *, train: int, classes: int, before: int | None) -> Estimate:
         before = None if self.config.extend else before
@@ -162,7 +162,7 @@ class SubmodularSelector(SpaceSelector):
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
         config = self.config
         kept = self._kept(source, previous)
-        costs = None if config.costs is None else read_costs(config.costs, samples=len(source.train))
+        costs = None if config.costs is None else read_costs(config.costs, source.train)
         if costs is not None:
             self._refuse_too_dear(costs, candidates(source, None if config.extend else previous), kept)
         space = self.space(ctx, source)

@@ -24,7 +24,7 @@ from dataselect.greedy import Costs, Objective, lazy_greedy, stochastic_greedy
 from dataselect.similarity import Similarity, SimilarityKind, similarity_of
 from dataselect.space import FeatureSpace
 from dataselect.submodular import EPSILON, FacilityLocationSelector, GraphCutSelector, SubmodularSelector
-from distill.contracts import Context, Selection, Source
+from distill.contracts import Context, Selection, Source, Split
 from distill.errors import DamagedDataError, InputError, NonFiniteError
 from distill.portable import without_paths
 from distill.recipe import make_recipe
@@ -451,6 +451,21 @@ def costs_file(folder: Path, costs: np.ndarray) -> str:
     return str(path)
 
 
+def split(samples: int, rows: Tensor | None = None) -> Split:
+    return Split(torch.zeros(samples, 1, 8, 8, dtype=torch.uint8), torch.zeros(samples).long(), "", rows)
+
+
+def test_a_cost_is_that_of_the_samples_number_in_the_data(tmp_path: Path) -> None:
+    """Whatever was cut off for validation, capped or left out."""
+    file = costs_file(tmp_path, np.arange(1, 31))
+    config = CostConfig(file=file, limit=100.0)
+    assert read_costs(config, split(4)).tolist() == [1, 2, 3, 4]
+    assert read_costs(config, split(3, torch.tensor([7, 2, 29]))).tolist() == [8, 3, 30]
+    with pytest.raises(InputError) as caught:
+        read_costs(config, split(3, torch.tensor([7, 2, 30])))
+    assert caught.value.allowed == "one number for each sample of the data as they were found, at least 31"
+
+
 @each_method
 def test_costs_limit_the_selection(
     method: type[SubmodularSelector], source: Source, make_context: Callable[..., Context], tmp_path: Path
@@ -495,26 +510,26 @@ def test_costs_that_cannot_be_kept_are_refused(
 )
 def test_a_file_that_holds_no_costs_is_refused(costs: np.ndarray, told: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        read_costs(CostConfig(file=costs_file(tmp_path, costs), limit=3.0), samples=24)
+        read_costs(CostConfig(file=costs_file(tmp_path, costs), limit=3.0), split(24))
     assert told in str(caught.value.found) and caught.value.where == "costs.file"
 
 
 def test_a_damaged_or_absent_file_of_costs_is_told(tmp_path: Path) -> None:
     path = tmp_path / "costs.npy"
     with pytest.raises(InputError, match="no such file"):
-        read_costs(CostConfig(file=str(path), limit=3.0), samples=24)
+        read_costs(CostConfig(file=str(path), limit=3.0), split(24))
     with pytest.raises(InputError, match="not named"):
-        read_costs(CostConfig(sha256="0" * 64, limit=3.0), samples=24)
+        read_costs(CostConfig(sha256="0" * 64, limit=3.0), split(24))
     for content in (b"", b"no numbers", b"\x93NUMPY\x01\x00"):
         path.write_bytes(content)
         with pytest.raises(DamagedDataError, match=r"no \.npy file"):
-            read_costs(CostConfig(file=str(path), limit=3.0), samples=24)
+            read_costs(CostConfig(file=str(path), limit=3.0), split(24))
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(DamagedDataError):
-        read_costs(CostConfig(file=str(path), limit=3.0), samples=1)
+        read_costs(CostConfig(file=str(path), limit=3.0), split(1))
     np.save(path, np.ones(24))
     with pytest.raises(DamagedDataError, match="another"):
-        read_costs(CostConfig(file=str(path), sha256="0" * 64, limit=3.0), samples=24)
+        read_costs(CostConfig(file=str(path), sha256="0" * 64, limit=3.0), split(24))
 
 
 def test_a_set_carries_the_content_of_costs_and_not_their_place(tmp_path: Path) -> None:
