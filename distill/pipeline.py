@@ -213,7 +213,7 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
     """Open engine, cache and ledger of costs; worker processes end with it."""
     folder = Path(recipe.cache.folder) if recipe.cache.folder else default_folder()
     with Engine(device, precision=recipe.precision, progress=progress) as engine:
-        asked = recipe.cache
+        asked, costs = recipe.cache, Costs(engine)
         cache = Cache(
             folder,
             device=device,
@@ -221,8 +221,9 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
             device_bytes=asked.device_bytes,
             host_bytes=asked.host_bytes,
             limits=Limits(work_bytes=asked.work_bytes, non_finite=asked.non_finite),
+            costs=costs,
         )
-        yield Workshop(recipe, engine, cache, Costs(engine), progress)
+        yield Workshop(recipe, engine, cache, costs, progress)
 
 
 def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> Evaluation:
@@ -302,11 +303,8 @@ def _run_steps(
         with disk_errors(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
         ctx = shop.context(scratch)
-        hits = shop.cache.hits
         with shop.costs.stage(title), step_named(number, step):
             result = step.run(ctx, source, result)
-            if shop.cache.hits > hits:
-                shop.costs.mark_cached()
         folder.keep_cost(number, shop.costs.stages[title])
         write_set(_as_set(result, source, shop.recipe), kept)
     assert result is not None, "a recipe has a step"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,22 @@ def test_three_steps_cost_one_pass(
     distill.run(recipe, out=tmp_path / "second", quiet=True)
     assert source not in {split for split, _ in passes}, "a later run finds everything"
     assert (tmp_path / "first" / "set.h5").read_bytes() == (tmp_path / "second" / "set.h5").read_bytes()
+
+
+def test_every_step_is_charged_for_the_pass_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it: a step before, or an earlier run."""
+    monkeypatch.setenv("DISTILL_WORKERS", "1")
+    over = forward.Forward.over
+
+    def slowly(self: forward.Forward, split: Split, span: range, **options: Any) -> Any:
+        time.sleep(1.0)
+        return over(self, split, span, **options)
+
+    monkeypatch.setattr(forward.Forward, "over", slowly)
+    recipe = {**RECIPE, "steps": RECIPE["steps"][:2], "cache": {"folder": str(tmp_path / "cache")}}
+    first = distill.run(recipe, out=tmp_path / "first", quiet=True).evaluation.cost
+    assert first["selector kcenter"].seconds > 1 and not first["selector kcenter"].cached
+    assert first["selector herding"].seconds > 1 and first["selector herding"].cached
+    second = distill.run(recipe, out=tmp_path / "second", quiet=True).evaluation.cost
+    for step in ("selector kcenter", "selector herding"):
+        assert second[step].seconds > 1 and second[step].cached

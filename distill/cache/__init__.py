@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -56,6 +56,9 @@ from distill.cache.taps import PENULTIMATE
 from distill.cache.tiers import DEVICE_SHARE, HOST_SHARE, Tiers, free_device_bytes, free_host_bytes, map_file
 from distill.contracts import Progress, Split
 from distill.errors import InputError
+
+if TYPE_CHECKING:
+    from distill.costs import Costs
 
 __all__ = [
     "PENULTIMATE",
@@ -117,6 +120,7 @@ class Cache:
         device_bytes: rows kept on a GPU; by default a quarter of what is free there.
         host_bytes: rows kept in host memory; by default a quarter of what is free.
         limits: of a pass.
+        costs: whose stage is charged for passes of earlier runs; None charges nobody.
 
     Raises:
         InputError: the folder cannot be used; nothing in it was changed.
@@ -131,13 +135,14 @@ class Cache:
         device_bytes: int | None = None,
         host_bytes: int | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
+        costs: Costs | None = None,
     ) -> None:
         self.folder = folder
         self.device = device
         self.progress = progress
         self.limits = limits
+        self.costs = costs
         self.images_forwarded = 0
-        self.hits = 0
         self._lock = claim(folder)
         if device_bytes is None:
             device_bytes = int(DEVICE_SHARE * free_device_bytes(device))
@@ -237,7 +242,7 @@ class Cache:
         work = Pass(split, network, folders, tiers=self.tiers, limits=self.limits, progress=self.progress)
         work.run(needed)
         self.images_forwarded += work.images_forwarded
-        self.hits += bool(needed) and not work.images_forwarded
+        self._charge(work, needed)
         stored = {part: self._open(part, work, split, network) for part in needed}
         return Answers(
             {
@@ -245,6 +250,18 @@ class Cache:
                 for each in quantities
             }
         )
+
+    def _charge(self, work: Pass, needed: Sequence[Wanted]) -> None:
+        """Charge the running stage for what it reads of other passes; for its own it has paid."""
+        if self.costs is None:
+            return
+        for cost in work.costs:
+            self.costs.made(cost.key)
+        earlier, known = work.earlier_costs(needed)
+        for cost in earlier:
+            self.costs.charge(cost.key, seconds=cost.seconds, peak_bytes=cost.peak_bytes)
+        if not known:
+            self.costs.mark_cached()
 
     def _parts(self, quantity: Wanted, split: Split, network: Network) -> dict[str, Any]:
         """Everything that decides the quantity's values."""

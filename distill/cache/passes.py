@@ -7,6 +7,8 @@ finished: a kill loses at most one finished range, or of statistics for each cla
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,14 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.cache import pass_costs
 from distill.cache.forward import Forward, Part
 from distill.cache.networks import Network
+from distill.cache.pass_costs import PassCost
 from distill.cache.quantities import Features, GradientNorms, Statistics, Stored
 from distill.cache.shards import Shard, ShardFolder, count_bad, shard_ranges
 from distill.cache.tiers import Tiers
 from distill.contracts import Progress, Split
 from distill.errors import NonFiniteError
-from distill.training.memory import memory_errors
+from distill.training.memory import memory_errors, peak_bytes
 
 Wanted = Stored | Statistics
 
@@ -103,6 +107,8 @@ class Pass:
         }
         self.spans = shard_ranges(len(split))
         self.images_forwarded = 0
+        self.name = uuid.uuid4().hex
+        self.costs: list[PassCost] = []  # of this pass
 
     def run(self, needed: Iterable[Wanted]) -> None:
         """Compute what is missing of `needed`; quantities beside it are written where a pass is made anyway.
@@ -121,6 +127,7 @@ class Pass:
         total = sum(len(span) for span in missing)
         title = ", ".join(dict.fromkeys(quantity.kind.replace("_", " ") for quantity in self.folders))
         passes: dict[tuple[Wanted, ...], Forward] = {}
+        last = time.perf_counter()
         with (
             memory_errors("computing features", fix="lower cache.work_bytes, or use a smaller network"),
             self.progress.task(title, total=total, unit="image") as task,
@@ -132,7 +139,12 @@ class Pass:
                     passes[lacking] = self._forward(lacking)
                 parts = passes[lacking].over(self.split, span, before_last=writer.wait)
                 self.images_forwarded += len(span)
-                writer.do(partial(self._store, span, parts, needed))
+                writer.wait()
+                now = time.perf_counter()
+                peak = peak_bytes(self.tiers.device)
+                cost = PassCost(self.name, span.start, span.stop, now - last, peak)
+                last = now
+                writer.do(partial(self._store, span, parts, needed, cost))
                 del parts  # the writer's alone: freed once they are written, before the next are joined
                 task.advance(len(span))
 
@@ -145,7 +157,9 @@ class Pass:
             return self.sums[quantity].stop < span.stop
         return span not in self.shards[quantity]
 
-    def _store(self, span: range, parts: Mapping[Wanted, Part], needed: Collection[Wanted]) -> None:
+    def _store(
+        self, span: range, parts: Mapping[Wanted, Part], needed: Collection[Wanted], cost: PassCost
+    ) -> None:
         """Write what a range of samples gave; nothing of it, where too much of what is needed is not finite.
 
         What is written beside it is judged when it is asked for.
@@ -159,6 +173,18 @@ class Pass:
                 self._store_sums(quantity, span, part, bad[quantity])
             else:
                 self._store_rows(quantity, span, part, bad[quantity])
+            pass_costs.keep(self.folders[quantity].folder, cost)
+        self.costs.append(cost)
+
+    def earlier_costs(self, needed: Iterable[Wanted]) -> tuple[list[PassCost], bool]:
+        """What other passes cost from which `needed` quantities are read, and whether all of that is known."""
+        found: dict[str, PassCost] = {}
+        known = True
+        for quantity in needed:
+            told = {cost.start: cost for cost in pass_costs.kept(self.folders[quantity].folder)}
+            known = known and all(span.start in told for span in self.spans)
+            found |= {cost.key: cost for cost in told.values() if cost.of != self.name}
+        return list(found.values()), known
 
     def _store_rows(self, quantity: Stored, span: range, part: Part, bad: int) -> None:
         values = torch.where(part.bad[:, None], torch.nan, part.values) if bad else part.values

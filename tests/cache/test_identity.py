@@ -56,7 +56,7 @@ def test_a_second_request_computes_nothing(make_cache: MakeCache, split: Split, 
     second.logits(split, network)
     second.last_layer_gradients(split, network)
     assert second.images_forwarded == 0
-    assert (first.hits, second.hits) == (0, 3)
+    assert first.images_forwarded == len(split)
 
 
 CHANGES: dict[str, Callable[[Split, Network, MakeNetwork], tuple[Split, Network, str]]] = {
