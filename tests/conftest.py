@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data: DISTILL_DATA or beside the checkout; without it the test is skipped."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("DISTILL_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}")
+    return folder
 
 
 @cache

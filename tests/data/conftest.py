@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -52,16 +51,6 @@ class RecordedProgress:
 @pytest.fixture
 def progress() -> RecordedProgress:
     return RecordedProgress()
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """The folder of real data: DISTILL_DATA or beside the checkout; without it the test is skipped."""
-    beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("DISTILL_DATA") or beside)
-    if not folder.is_dir():
-        pytest.skip(f"no shared data at {folder}")
-    return folder
 
 
 @pytest.fixture
