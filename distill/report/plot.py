@@ -21,7 +21,12 @@ LETTER = 7.4  # mean width of a letter at 13 units
 
 # Each arm has its own marker, so that the plot can be read without colour. The colours of the style sheet
 # are after Okabe and Ito's palette, told apart under every common colour blindness.
-_MARKS = {"set": "circle", "random": "diamond", "random_target": "diamond", "full": "square"}
+_MARKS = {"set": "circle", "random": "diamond", "random_target": "wedge", "full": "square"}
+_CORNERS = {
+    "diamond": ((0, -7.5), (7.5, 0), (0, 7.5), (-7.5, 0)),
+    "triangle": ((0, -7), (7, 6), (-7, 6)),
+    "wedge": ((0, 7), (7, -6), (-7, -6)),
+}
 
 
 def accuracy_plot(results: Sequence[ArmResult]) -> str:
@@ -106,8 +111,7 @@ def _marker(shape: str, x: float, y: float) -> str:
         return f'<circle class="mark" cx="{x:.1f}" cy="{y}" r="6"/>'
     if shape == "square":
         return f'<rect class="mark" x="{x - 5.5:.1f}" y="{y - 5.5}" width="11" height="11"/>'
-    corners = {"diamond": ((0, -7.5), (7.5, 0), (0, 7.5), (-7.5, 0)), "triangle": ((0, -7), (7, 6), (-7, 6))}
-    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners[shape])
+    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in _CORNERS[shape])
     return f'<polygon class="mark" points="{points}"/>'
 
 

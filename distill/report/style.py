@@ -7,11 +7,13 @@ CSS = """
   color-scheme: light dark;
   --paper: #fdfcfa; --card: #ffffff; --ink: #1d2126; --soft: #5d6670; --line: #e3e1dc; --accent: #0072b2;
   --set: #0072b2; --random: #c77d00; --full: #5d6670; --other: #00805a;
+  --random-target: #a94f7d;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --card: #1c2024; --ink: #e8e6e1; --soft: #9aa4ae; --line: #30363c; --accent: #56b4e9;
     --set: #56b4e9; --random: #e69f00; --full: #aab2ba; --other: #2bbd8c;
+    --random-target: #df9cc2;
   }
 }
 * { box-sizing: border-box; }
@@ -77,6 +79,7 @@ details > :not(summary) { margin-top: .9rem; }
 .plot .mark { fill: var(--mark); stroke: var(--card); stroke-width: 1.5; }
 .plot .arm-set { --mark: var(--set); font-weight: 560; }
 .plot .arm-random { --mark: var(--random); }
+.plot .arm-random_target { --mark: var(--random-target); }
 .plot .arm-full { --mark: var(--full); }
 .plot .arm-other { --mark: var(--other); }
 @media print {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.evaluation.results import ArmResult, Evaluation
+from distill.recipe import Control
 from distill.report.plot import WIDTH, accuracy_plot, axis_range
+from distill.report.style import CSS
 
 
 def parse(svg: str) -> ElementTree.Element:
@@ -28,6 +31,29 @@ def test_one_row_an_arm_with_interval_and_seeds(evaluation: Evaluation) -> None:
     assert len(with_class(root, "interval")) == 2, "three equal accuracies have none"
     assert len(with_class(root, "seed")) == 9
     assert [mark.tag for mark in with_class(root, "mark")] == ["circle", "polygon", "rect"]
+
+
+@pytest.mark.parametrize("arm", get_args(Control))
+def test_every_arm_has_a_colour_and_a_mark_of_its_own(evaluation: Evaluation, arm: str) -> None:
+    """Without a colour, bars and ticks are not drawn at all."""
+    ours, random = evaluation.results[:2]
+    regime = "soft" if arm == "random_soft" else "hard"
+    name = "random" if arm == "random_soft" else arm
+    rows = [ours, replace(random, arm=name, regime=regime)]
+    if arm != "random":
+        rows.append(random)
+    root = parse(accuracy_plot(rows))
+    groups = [group.get("class", "") for group in root.iter() if group.tag == "g"]
+    assert all(f".plot .{group} {{ --mark: var(--" in CSS for group in groups)
+    assert len(set(groups)) == len(rows)
+    shapes = [(mark.tag, _shape(mark)) for mark in with_class(root, "mark")]
+    assert len(set(shapes)) == len(rows)
+
+
+def _shape(mark: ElementTree.Element) -> tuple[tuple[float, float], ...]:
+    """Corners seen from the first of them; none of a circle or a square."""
+    corners = [tuple(map(float, point.split(","))) for point in (mark.get("points") or "").split()]
+    return tuple((round(x - corners[0][0]), round(y - corners[0][1])) for x, y in corners)
 
 
 def test_marks_lie_on_a_linear_axis(evaluation: Evaluation) -> None:
