@@ -28,6 +28,11 @@ def half_width(values: Sequence[float]) -> float | None:
     return None if len(values) == 1 or _alike(values) else interval95(values)[1]
 
 
+def _told(half: float | None, *, scale: float) -> float | None:
+    """The half-width, None where the interval is wider than all values that there are: it would tell nothing."""
+    return None if half is None or 2 * half > scale else half
+
+
 def _alike(values: Sequence[float]) -> bool:
     return max(values) - min(values) < _ROUNDING
 
@@ -70,6 +75,16 @@ class ArmResult:
         """Half-width of the 95% interval; None where there is none, see `half_width`."""
         return half_width(self.accuracies)
 
+    @property
+    def told_ci95(self) -> float | None:
+        """`accuracy_ci95` for people: None too where the interval is wider than the scale from 0 to 1."""
+        return _told(self.accuracy_ci95, scale=1.0)
+
+    @property
+    def too_few_seeds(self) -> bool:
+        """Whether there is an interval that is too wide to be told."""
+        return self.accuracy_ci95 is not None and self.told_ci95 is None
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -111,6 +126,16 @@ class PairedDifference:
     def difference_ci95(self) -> float | None:
         """Half-width of the 95% interval; None where there is none, see `half_width`."""
         return half_width(self.differences)
+
+    @property
+    def told_ci95(self) -> float | None:
+        """`difference_ci95` for people: None too where the interval is wider than the scale from -1 to 1."""
+        return _told(self.difference_ci95, scale=2.0)
+
+    @property
+    def too_few_seeds(self) -> bool:
+        """Whether there is an interval that is too wide to be told."""
+        return self.difference_ci95 is not None and self.told_ci95 is None
 
     @property
     def identical(self) -> bool:

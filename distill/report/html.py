@@ -18,7 +18,14 @@ from distill.report.images import fitting_scale, grid_png, thumbnails
 from distill.report.plot import accuracy_plot, labelled_control
 from distill.report.quantities import percent, size
 from distill.report.style import CSS
-from distill.report.tables import Table, accuracy_table, cost_table, encoder_line, paired_table
+from distill.report.tables import (
+    Table,
+    accuracy_table,
+    cost_table,
+    encoder_line,
+    intervals_line,
+    paired_table,
+)
 from distill.report.verdict import verdict
 from distill.yaml_lines import dump
 
@@ -96,13 +103,14 @@ def _quiet(text: str) -> str:
 def _accuracy(evaluation: Evaluation) -> str:
     if not evaluation.results:
         return ""
-    table = accuracy_table(evaluation)
+    table, why = accuracy_table(evaluation), intervals_line(evaluation)
     return _section(
         "Accuracy",
         f'<div class="card scroll">{accuracy_plot(evaluation.results)}</div>',
         _quiet(
             "Large marks are means, bars 95% intervals (Student's t), small ticks single seeds; last epoch."
         ),
+        _quiet(why) if why is not None else "",
         _quiet(_OF_TEACHERS) if any(labelled_control(each) for each in evaluation.results) else "",
         _table(table),
     )

@@ -70,8 +70,8 @@ def _extent(result: ArmResult) -> tuple[float, ...]:
 
 
 def _interval(result: ArmResult) -> tuple[float, float]:
-    """Ends of the 95% interval, cut to [0, 1]: it may pass 100%, the axis must not. One seed: the mean."""
-    half = result.accuracy_ci95 or 0.0
+    """Ends of the 95% interval, cut to [0, 1]: it may pass 100%, the axis must not. The mean where none is told."""
+    half = result.told_ci95 or 0.0
     return max(0.0, result.accuracy_mean - half), min(1.0, result.accuracy_mean + half)
 
 
@@ -93,7 +93,7 @@ def _row(result: ArmResult, x: Scale, y: float) -> list[str]:
     kind = result.arm if result.arm in _MARKS and not labelled_control(result) else "other"
     parts = [f'<g class="arm-{kind}"><title>{escape(tip)}</title>']
     parts.append(f'<text class="arm" x="16" y="{y + 4.5:.1f}">{escape(_shortened(_label(result)))}</text>')
-    if result.accuracy_ci95 is not None:
+    if result.told_ci95 is not None:
         first, last = _interval(result)
         parts.append(f'<line class="interval" x1="{x(first):.1f}" x2="{x(last):.1f}" y1="{y}" y2="{y}"/>')
     parts += [
@@ -101,7 +101,7 @@ def _row(result: ArmResult, x: Scale, y: float) -> list[str]:
         for value in result.accuracies
     ]
     parts.append(_marker("triangle" if kind == "other" else _MARKS[result.arm], mean, y))
-    number = with_interval(result.accuracy_mean, result.accuracy_ci95)
+    number = with_interval(result.accuracy_mean, result.told_ci95)
     parts.append(f'<text class="number" x="{WIDTH}" y="{y + 4.5:.1f}">{number}</text></g>')
     return parts
 

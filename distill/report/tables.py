@@ -39,7 +39,7 @@ def accuracy_table(evaluation: Evaluation) -> Table:
                 r.arm,
                 r.regime,
                 r.student,
-                with_interval(r.accuracy_mean, r.accuracy_ci95),
+                with_interval(r.accuracy_mean, r.told_ci95),
                 str(r.images),
                 str(r.seeds),
                 str(r.epochs),
@@ -59,6 +59,13 @@ def measured(evaluation: Evaluation) -> str:
     return "Test accuracy on the target" if on == "target" else "Test accuracy"
 
 
+def intervals_line(evaluation: Evaluation) -> str | None:
+    """Why accuracies stand without an interval, where there are too few seeds for one."""
+    if not any(result.too_few_seeds for result in evaluation.results):
+        return None
+    return "Too few seeds for some intervals: those wider than the scale are left out."
+
+
 def paired_table(evaluation: Evaluation) -> Table:
     """One row a paired difference, with the verdict of its interval in words."""
     return Table(
@@ -68,7 +75,7 @@ def paired_table(evaluation: Evaluation) -> Table:
             (
                 f"{p.arm_a} ({p.regime}) - {p.arm_b} ({p.regime_b})",
                 p.student,
-                points(p.difference_mean, p.difference_ci95),
+                points(p.difference_mean, p.told_ci95),
                 interval_in_words(p),
             )
             for p in evaluation.paired
@@ -101,6 +108,8 @@ def interval_in_words(pair: PairedDifference) -> str:
         return "none: one seed"
     if pair.identical:
         return "none: identical differences"
+    if pair.too_few_seeds:
+        return "none: too few seeds"
     return "excludes 0" if pair.excludes_zero else "includes 0"
 
 
@@ -127,7 +136,8 @@ def render(evaluation: Evaluation) -> str:
     Columns are as wide as their content; usual names fit in 80 columns. Apart from `±` the tables are ASCII,
     so that old terminals show them.
     """
-    parts = [_text(accuracy_table(evaluation))]
+    table, why = _text(accuracy_table(evaluation)), intervals_line(evaluation)
+    parts = [table if why is None else f"{table}\n  {why}"]
     if evaluation.paired:
         parts.append(_text(paired_table(evaluation)))
     sizes = filter(None, [size_line(evaluation), encoder_line(evaluation)])

@@ -11,8 +11,9 @@ def verdict(evaluation: Evaluation, *, classes: int) -> str:
 
     The comparison is the evaluation's first between `set` and `random_target`, or, without such a control, `random`:
     picked by place, not by result.
-    "No measurable difference" is said where the paired interval holds 0. The epochs on the full data are told: they
-    take about the optimiser steps of the set, but at least one epoch.
+    "No measurable difference" is said where the paired interval holds 0. One that is wider than the whole scale is not
+    quoted: it tells that the seeds are too few. The epochs on the full data are told: they take about the optimiser
+    steps of the set, but at least one epoch.
 
     Args:
         classes: number of classes C.
@@ -20,25 +21,36 @@ def verdict(evaluation: Evaluation, *, classes: int) -> str:
     Returns:
         Plain text, one sentence; it must still be escaped for HTML.
     """
+    pair = _first_pair(evaluation)
+    ours = _arm(evaluation, "set", pair.regime if pair else None, pair.student if pair else None)
+    if ours is None:
+        return "The set was not evaluated."
+    told, quoted = (
+        f"{_amount(ours.images, classes)} with {ours.regime} labels reach {_accuracy(ours)}",
+        [ours],
+    )
+    control = None if pair is None else _arm(evaluation, pair.arm_b, pair.regime_b, pair.student)
+    if pair is not None and control is not None:
+        told += f"{_relation(pair)} {_accuracy(control)}"
+        quoted.append(control)
+    full = _arm(evaluation, "full", None, ours.student)
+    if full is not None:
+        told += f"; full data in {full.epochs} epoch{'' if full.epochs == 1 else 's'} {_accuracy(full)}"
+        quoted.append(full)
+    if any(each.too_few_seeds for each in quoted) and not (pair is not None and pair.too_few_seeds):
+        told += "; too few seeds for an interval"
+    return f"{told}."
+
+
+def _first_pair(evaluation: Evaluation) -> PairedDifference | None:
+    """The comparison that the headline quotes."""
     controls = [
         p
         for arm in ("random_target", "random")
         for p in evaluation.paired
         if (p.arm_a, p.arm_b) == ("set", arm)
     ]
-    pair = controls[0] if controls else None
-    ours = _arm(evaluation, "set", pair.regime if pair else None, pair.student if pair else None)
-    if ours is None:
-        return "The set was not evaluated."
-    text = f"{_amount(ours.images, classes)} with {ours.regime} labels reach {_accuracy(ours)}"
-    if pair is not None:
-        control = _arm(evaluation, pair.arm_b, pair.regime_b, pair.student)
-        if control is not None:
-            text += f"{_relation(pair)} {_accuracy(control)}"
-    full = _arm(evaluation, "full", None, ours.student)
-    if full is None:
-        return f"{text}."
-    return f"{text}; full data in {full.epochs} epoch{'' if full.epochs == 1 else 's'} {_accuracy(full)}."
+    return controls[0] if controls else None
 
 
 def _arm(evaluation: Evaluation, arm: str, regime: str | None, student: str | None) -> ArmResult | None:
@@ -50,7 +62,7 @@ def _arm(evaluation: Evaluation, arm: str, regime: str | None, student: str | No
 
 
 def _accuracy(result: ArmResult) -> str:
-    return with_interval(result.accuracy_mean, result.accuracy_ci95)
+    return with_interval(result.accuracy_mean, result.told_ci95)
 
 
 def _amount(images: int, classes: int) -> str:
@@ -68,6 +80,8 @@ def _relation(pair: PairedDifference) -> str:
         return f", one seed only, where {control} reach"
     if pair.identical and pair.difference_mean:
         return f", identical differences for every seed, where {control} reach"
+    if pair.too_few_seeds:
+        return f", too few seeds to tell a difference, where {control} reach"
     if not pair.excludes_zero:
         return f", no measurable difference from {control} at"
     return f" where {control} reach" if pair.difference_mean > 0 else f", worse than {control} at"

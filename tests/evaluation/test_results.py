@@ -120,6 +120,18 @@ def test_equal_values_give_no_interval() -> None:
     assert not PairedDifference("a", "b", "hard", "hard", "mlp", (0.3,)).identical
 
 
+def test_an_interval_wider_than_the_scale_is_not_told() -> None:
+    """Programs read it all the same: report.json has every interval that there is."""
+    wide, narrow = arm(accuracies=(0.361, 0.593)), arm(accuracies=(0.45, 0.5))
+    assert wide.accuracy_ci95 is not None and wide.told_ci95 is None and wide.too_few_seeds
+    assert narrow.told_ci95 == narrow.accuracy_ci95 is not None and not narrow.too_few_seeds
+    assert not arm(accuracies=(0.8,)).too_few_seeds, "no interval, which is another thing"
+    pair = PairedDifference.between(wide, narrow)
+    assert pair.told_ci95 is None and pair.too_few_seeds and not pair.excludes_zero
+    half = PairedDifference("a", "b", "hard", "hard", "mlp", (0.0, 0.1))
+    assert half.told_ci95 == half.difference_ci95 is not None, "differences lie between -1 and 1"
+
+
 @pytest.mark.parametrize("accuracies", [(), (0.5, 82.0), (-0.1,), (math.nan, 0.5)])
 def test_accuracies_that_are_not_fractions_are_refused(accuracies: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="not fractions"):

@@ -69,6 +69,13 @@ def test_one_seed_has_no_interval(evaluation: Evaluation) -> None:
     assert not with_class(root, "interval")
 
 
+def test_an_interval_wider_than_the_scale_has_no_bar(evaluation: Evaluation) -> None:
+    root = parse(accuracy_plot([replace(evaluation.results[0], accuracies=(0.361, 0.593))]))
+    assert not with_class(root, "interval")
+    assert len(with_class(root, "seed")) == 2
+    assert [text.text for text in with_class(root, "number")] == ["47.7%"]
+
+
 def test_names_are_escaped_and_long_ones_cut(evaluation: Evaluation) -> None:
     arm = replace(evaluation.results[0], arm="<b>" + "x" * 60, student="a&b<script>")
     svg = accuracy_plot([arm])
@@ -81,7 +88,7 @@ def test_names_are_escaped_and_long_ones_cut(evaluation: Evaluation) -> None:
 
 
 def test_interval_beyond_100_percent_is_cut() -> None:
-    result = ArmResult("set", "hard", "mlp", (1.0, 0.9), epochs=1, steps=1, images=10)
+    result = ArmResult("set", "hard", "mlp", (1.0, 0.9, 0.95), epochs=1, steps=1, images=10)
     (line,) = with_class(parse(accuracy_plot([result])), "interval")
     assert 0 <= float(line.get("x1", "")) < float(line.get("x2", "")) <= WIDTH
 

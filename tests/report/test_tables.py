@@ -59,6 +59,18 @@ def test_one_seed_shows_no_interval(evaluation: Evaluation) -> None:
     assert "none: one seed" in text
 
 
+def test_intervals_wider_than_the_scale_are_not_told(evaluation: Evaluation) -> None:
+    """Two seeds that lie 23 points apart have an interval of 290 points."""
+    wide = replace(evaluation.results[0], accuracies=(0.361, 0.593))
+    narrow = replace(evaluation.results[1], accuracies=(0.45, 0.46))
+    pair = PairedDifference("set", "random", "soft", "hard", "convnet", (-0.089, 0.133))
+    text = render(replace(evaluation, results=(wide, narrow), paired=(pair,)))
+    assert " 47.7%     100" in text and "45.5% ± 6.4" in text
+    assert "  Too few seeds for some intervals: those wider than the scale are left out.\n" in text
+    assert "+2.2  none: too few seeds" in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
 def test_identical_differences_claim_no_interval(evaluation: Evaluation) -> None:
     pair = PairedDifference("set", "random", "hard", "hard", "convnet", (0.1, 0.1, 0.1))
     text = render(replace(evaluation, paired=(pair,)))

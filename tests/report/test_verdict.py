@@ -48,6 +48,22 @@ def test_identical_accuracies_are_no_difference(evaluation: Evaluation) -> None:
     assert ", no measurable difference from as many random" in text
 
 
+def test_too_few_seeds(evaluation: Evaluation) -> None:
+    """No interval is quoted that is wider than the scale: +-147 points says nothing but that."""
+    ours = replace(evaluation.results[0], accuracies=(0.361, 0.593))
+    wide = replace(evaluation, results=(ours, *evaluation.results[1:]))
+    apart = verdict(with_random(wide, (0.6, 0.5)), classes=10)
+    assert apart.endswith(
+        "reach 47.7%, too few seeds to tell a difference, where as many random real images with hard labels "
+        "reach 55.0%."
+    )
+    alike = verdict(with_random(wide, (0.37, 0.58)), classes=10)
+    assert alike.endswith(
+        "47.7%, no measurable difference from as many random real images with hard labels at 47.5%; "
+        "too few seeds for an interval."
+    )
+
+
 def test_one_seed(evaluation: Evaluation) -> None:
     ours = replace(evaluation.results[0], accuracies=(0.83,))
     text = verdict(
