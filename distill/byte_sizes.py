@@ -21,7 +21,8 @@ _UNITS = {
 }
 # Both cases are spelt out: patterns of JSON schemas have no flags.
 _PATTERN = rf"\s*([0-9]+(?:\.[0-9]+)?)\s*((?:[{_PREFIXES}{_PREFIXES.upper()}][iI]?)?[bB])?\s*"
-_ALLOWED = "a number of bytes >= 0, or a number and a unit: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"
+_FORM = "a number and a unit: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"
+_ALLOWED = f"a number of bytes >= 0, or {_FORM}"
 
 
 def parse_bytes(text: str) -> int:
@@ -64,7 +65,7 @@ class AsBytes:
         return {
             "anyOf": [
                 {"type": "integer", "minimum": self.at_least},
-                {"type": "string", "pattern": f"^{_PATTERN}$"},
+                {"type": "string", "pattern": f"^{_PATTERN}$", "description": _FORM},
             ]
         }
 

@@ -23,7 +23,7 @@ from distill.models.cost import forward_cost
 from distill.recipe import Recipe
 from distill.report.quantities import long_seconds, seconds, size
 from distill.run_folder import RunFolder, State
-from distill.step_checks import check_places, check_steps
+from distill.step_checks import check_files, check_places, check_steps
 from distill.training.config import Strict, TrainConfig
 from distill.training.engine import worker_count
 
@@ -76,6 +76,7 @@ def dry_run(
         InputError: what the run itself would refuse, as far as it shows without decoding an image.
     """
     check_places(steps, recipe)
+    check_files(steps)
     looked = plan(recipe.data)  # type: ignore[arg-type]
     source = _outline(recipe, looked)
     if source is not None:

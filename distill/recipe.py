@@ -43,6 +43,8 @@ _MODEL_NAME = {
     ]
 }
 
+_ARGUMENT = 60  # characters of an argument that are told
+
 
 def _validated(config: type[Strict], value: Any) -> Strict:
     """The configuration of plain data; by way of JSON, where strict validation takes lists for tuples."""
@@ -387,8 +389,13 @@ def _in_order(problems: list[tuple[Mark | str, Problem]], source: str) -> list[I
 
 
 def _where(source: str, origin: Mark | str, path: KeyPath) -> str:
-    place = f"{source}:{origin.line}" if isinstance(origin, Mark) else quoted(origin)
+    place = f"{source}:{origin.line}" if isinstance(origin, Mark) else quoted(_cut(origin))
     return f"{place}: {key_path(path)}" if path else place
+
+
+def _cut(argument: str) -> str:
+    """An argument that may hold all steps, short enough to stand before each of its mistakes."""
+    return argument if len(argument) <= _ARGUMENT else argument[: _ARGUMENT - 3] + "..."
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -50,6 +50,7 @@ _WHAT = {
     "extra_forbidden": "unknown key",
 }
 _NOT_ACCEPTED = "not an accepted value"
+_KEYS_TOLD = 8  # of a mapping, where something else stands in its place
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,9 @@ def unknown_key(path: KeyPath, known: Sequence[str], value: Any = None) -> Probl
     name = str(path[-1])
     found = quoted(name) if value is None else f"{quoted(name)}: {flow(value, limit=60)}"
     allowed = ", ".join(known) or None
-    return Problem(
-        path, _WHAT["extra_forbidden"], found=found, allowed=allowed, fix=_did_you_mean(name, known)
-    )
+    # In an argument the name above it may be meant, and be written wrongly: steps.0.kcentre.ipc=3.
+    fix = _did_you_mean(name, known) or _did_you_mean(name, [str(part) for part in path[-2:-1]])
+    return Problem(path, _WHAT["extra_forbidden"], found=found, allowed=allowed, fix=fix)
 
 
 def _place(details: ErrorDetails, raw: Any) -> tuple[KeyPath, KeyPath | None]:
@@ -286,6 +287,7 @@ def _fitting(forms: list[JsonSchema], value: Any) -> list[JsonSchema]:
     """The forms whose constants the mapping `value` has; else those it does not contradict; else all."""
     if not isinstance(value, dict):
         return forms
+    forms = [form for form in forms if form.get("type") in (None, "object")] or forms
     agreement = [_agreement(value, form.get("properties", {})) for form in forms]
     best = [form for form, agrees in zip(forms, agreement, strict=True) if agrees]
     possible = [form for form, agrees in zip(forms, agreement, strict=True) if agrees is not False]
@@ -327,13 +329,18 @@ def _kind(node: JsonSchema) -> str | None:
         return _limited(
             "a number", node, ">= minimum", "> exclusiveMinimum", "<= maximum", "< exclusiveMaximum"
         )
+    if kind == "string" and "description" in node:
+        return str(node["description"])
     if kind == "string":
         return _limited(
             "text", node, "of length >= minLength", "of length <= maxLength", "of the form pattern"
         )
     if kind == "array":
         return _limited("a list", node, "of length >= minItems", "of length <= maxItems")
-    return {"boolean": "true or false", "object": "a mapping", "null": "null"}.get(str(kind))
+    if kind == "object":
+        keys = list(node.get("properties", ()))
+        return f"a mapping with {', '.join(keys)}" if 0 < len(keys) <= _KEYS_TOLD else "a mapping"
+    return {"boolean": "true or false", "null": "null"}.get(str(kind))
 
 
 def _limited(kind: str, node: JsonSchema, *limits: str) -> str:

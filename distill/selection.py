@@ -375,14 +375,18 @@ def selection_of(picks: Sequence[Picks], *, per_class: bool, meta: Mapping[str, 
     return Selection(chosen, (weights / weights.mean()).astype(np.float32), scores, facts)
 
 
-def labelled_target(source: Source) -> Split:
+def labelled_target(source: Source, *, why: str = "gradients need labels of the source's classes") -> Split:
     """The target's train split with class numbers of the source, by the names of the classes.
+
+    Args:
+        source: with a target.
+        why: what needs them, where the source lacks some.
 
     Raises:
         InputError: the source lacks some of the target's classes.
     """
     assert source.target is not None, "refused before the first step"
-    return _renumbered(source.target.train, source, "gradients need labels of the source's classes")
+    return _renumbered(source.target.train, source, why)
 
 
 def evaluated_on_target(source: Source) -> Source:

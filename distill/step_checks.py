@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from distill.contracts import Method, Source, StepKind
-from distill.errors import InputError
+from distill.errors import DistillError, InputError
 from distill.recipe import Recipe
 from distill.selection import Selector, check_total, class_budget, source_counts, whole_budget
 from distill.training.config import TrainConfig
@@ -109,7 +109,7 @@ def _check_budgets(steps: Sequence[Method], source: Source) -> None:
         config = step.config
         if step.picks_among_all:
             counts, there = every, len(source.train)
-        with step_named(number, step):
+        with step_named(number, step), _fewer_before(number, among_all=step.picks_among_all):
             if not config.per_class:
                 there = whole_budget(there, config)
                 counts = None
@@ -123,6 +123,17 @@ def _check_budgets(steps: Sequence[Method], source: Source) -> None:
             counts = None
 
 
+@contextmanager
+def _fewer_before(number: int, *, among_all: bool) -> Iterator[None]:
+    """Say what to do about a budget that the steps before have left too few images for."""
+    try:
+        yield
+    except InputError as error:
+        if number and not among_all:
+            error.fix = "lower the budget, or have the step before keep more images"
+        raise
+
+
 def _check_numbers(steps: Sequence[Method], source: Source) -> None:
     """Tell each step that asks how many images the steps before it will leave."""
     before: int | None = None
@@ -131,15 +142,28 @@ def _check_numbers(steps: Sequence[Method], source: Source) -> None:
             with step_named(number, step):
                 step.check_previous(before)
         estimate = step.estimate(train=len(source.train), classes=len(source.classes), before=before)
+        if before is not None and isinstance(step, Selector) and step.picks_among_all:
+            with step_named(number, step):
+                _refuse_full(before, estimate.images)
         before = estimate.images
+
+
+def _refuse_full(before: int, budget: int) -> None:
+    """Raise InputError where a selector that adds to the step before has no room left."""
+    if before >= budget:
+        raise InputError(
+            "the step before leaves no room in the budget, to which its images count",
+            found=f"{before} images of the step before, and a budget of {budget}",
+            fix="raise the budget, or have the step before keep fewer",
+        )
 
 
 @contextmanager
 def step_named(number: int, step: Method) -> Iterator[None]:
-    """Put the step's place in the recipe into an InputError that names none, or an option of the step."""
+    """Put the step's place in the recipe into an error that names none, or an option of the step."""
     try:
         yield
-    except InputError as error:
+    except DistillError as error:
         if not error.where:
             error.where = f"steps.{number}.{step.name}"
         elif _is_option(error.where, step):

@@ -10,7 +10,7 @@ import torch
 
 from distill import pipeline
 from distill.dry_run import PROCESS_BYTES, START_SECONDS, WORKERS_SECONDS
-from distill.errors import InputError
+from distill.errors import DistillError, InputError
 from distill.labels import labelling
 from distill.pipeline import dry_run
 
@@ -202,3 +202,18 @@ def test_what_a_later_step_will_refuse_is_refused(
     with pytest.raises(InputError) as caught:
         dry_run(recipe, [f"steps.1.{options}"], out=tmp_path / "out", device="cpu")
     assert (caught.value.where, caught.value.allowed) == (where, said)
+
+
+def test_an_option_with_one_value_tells_it(tmp_path: Path) -> None:
+    recipe = {**TINY, "steps": [{"glister": {"ipc": 1, "features": "pixels"}}]}
+    with pytest.raises(
+        DistillError, match="not one of the allowed values\n  found: pixels\n  allowed: last_layer"
+    ):
+        dry_run(recipe, out=tmp_path / "out", device="cpu")
+
+
+def test_weights_that_are_not_there_are_missed_by_a_dry_run(tmp_path: Path) -> None:
+    encoder = {"name": "timm/tf_efficientnet_lite0", "weights": str(tmp_path / "absent.safetensors")}
+    step = {"kcenter": {"ipc": 1, "features": "encoder", "encoder": encoder}}
+    with pytest.raises(InputError, match="weights"):
+        dry_run({**TINY, "steps": [step]}, out=tmp_path / "out", device="cpu")

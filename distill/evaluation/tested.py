@@ -33,7 +33,7 @@ def check_tested(source: Source, on: Tested, against: tuple[str, ...]) -> None:
     if on == "transfer":
         refuse_one_class(source)
     if on != "nothing" and "random_target" in against:
-        labelled_target(source)
+        labelled_target(source, why="random_target draws real images of the target's classes")
 
 
 def refuse_one_class(source: Source) -> None:

@@ -64,7 +64,7 @@ def read_costs(config: CostConfig, split: Split) -> np.ndarray:
     wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(wrong):
         raise InputError(
-            f"{len(wrong)} costs are not above 0",
+            f"{len(wrong)} costs are no numbers above 0",
             where="costs.file",
             found=f"{values[wrong[0]]:g} for sample {numbers[wrong[0]]}",
             allowed="finite numbers > 0",

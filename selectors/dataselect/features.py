@@ -76,8 +76,10 @@ class TargetedConfig(SpaceConfig):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.per_class or self.ipc is not None:
+        if self.ipc is not None:
             raise ValueError("the target decides how many images of each class: give fraction or count")
+        if self.per_class:
+            raise ValueError("the target decides how many images of each class: remove per_class")
         return self
 
 

@@ -420,6 +420,20 @@ def test_extend_needs_a_step_before_and_room(source: Source, make_context: Calla
     assert selector.estimate(train=24, classes=3, before=3).images == 6
 
 
+@pytest.mark.parametrize(("kept", "told"), [(6, "60 images of the step before"), (5, None)])
+def test_a_full_budget_is_refused_before_any_work(kept: int, told: str | None, tmp_path: Path) -> None:
+    from distill import pipeline
+
+    steps = [{"random": {"ipc": kept}}, {"facility_location": {"count": 60, "extend": True, **PIXELS}}]
+    recipe = {"data": {"name": "digits", "cap": 60}, "steps": steps, "evaluate": {"on": "nothing"}}
+    if told is None:
+        pipeline.dry_run(recipe, out=tmp_path / "out", device="cpu")
+        return
+    with pytest.raises(InputError, match="no room in the budget") as caught:
+        pipeline.dry_run(recipe, out=tmp_path / "out", device="cpu")
+    assert str(caught.value.found).startswith(told)
+
+
 def test_extend_cannot_keep_what_has_no_features(
     source: Source, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,7 @@ CASES: list[tuple[str, str]] = [
     ),
     (
         HEAD + "steps: [{kcenter: 3}]",
-        "steps.0.kcenter: not a mapping\n  found: 3\n  allowed: a mapping, or null",
+        "steps.0.kcenter: not a mapping\n  found: 3\n  allowed: a mapping with ipc, features, or null",
     ),
     (
         HEAD + "steps: [kcenter: ]",
@@ -383,6 +383,16 @@ def test_mistakes_of_arguments_name_the_argument(write, argument: str, expected:
 def test_a_number_below_what_is_no_list_names_the_list_meant(write, argument: str, fix: str) -> None:
     path = write(HEAD + STEP + "evaluate: {students: [mlp]}\ncache:\n")
     assert only(path, argument).fix == fix
+
+
+def test_a_name_written_wrongly_in_the_middle_of_an_argument_is_found(write) -> None:
+    assert only(write(HEAD + STEP), "steps.0.kcentre.ipc=5").fix == "did you mean 'kcenter'?"
+
+
+def test_a_long_argument_is_cut_before_each_of_its_mistakes(write) -> None:
+    argument = f"steps=[{{kcenter: {{ipc: 0, features: {'x' * 100}}}}}]"
+    places = [problem.where for problem in problems(write(HEAD + STEP), argument)]
+    assert places == [f"'{argument[:57]}...': steps.0.kcenter.{key}" for key in ("ipc", "features")]
 
 
 def test_mistakes_of_the_file_come_before_those_of_arguments(write) -> None:
