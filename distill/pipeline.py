@@ -500,6 +500,7 @@ def _evaluate(
         train=distilled.train.model_dump(mode="json"),
         environment=machine(shop.device),
         notes=(*source.notes, *(f"target: {note}" for note in target)),
+        images_per_class=tuple(distilled.labels.bincount(minlength=len(distilled.classes)).tolist()),
     )
     if out is not None:
         write_report(evaluation, distilled, json_path=out.report_json, html_path=out.report_html)

@@ -195,6 +195,7 @@ class Evaluation:
         train: the training that the set asks for, which a method may have changed from the recipe's; JSON-able.
         environment: machine, versions, device and time, JSON-able.
         notes: what a reader must know, such as "1000 of 60000 training images used".
+        images_per_class: images of the set in each of the data's classes; empty where an older report does not tell.
     """
 
     results: tuple[ArmResult, ...]
@@ -205,6 +206,7 @@ class Evaluation:
     train: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    images_per_class: tuple[int, ...] = ()
 
 
 def to_report(evaluation: Evaluation) -> dict[str, Any]:
@@ -219,6 +221,7 @@ def to_report(evaluation: Evaluation) -> dict[str, Any]:
         "train": dict(evaluation.train),
         "environment": dict(evaluation.environment),
         "notes": list(evaluation.notes),
+        "images_per_class": list(evaluation.images_per_class),
     }
 
 
@@ -247,6 +250,7 @@ def from_report(report: Mapping[str, Any], *, where: str) -> Evaluation:
             train=dict(report["train"]),
             environment=dict(report["environment"]),
             notes=tuple(report["notes"]),
+            images_per_class=tuple(report.get("images_per_class", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedDataError(

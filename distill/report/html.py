@@ -24,7 +24,9 @@ from distill.report.tables import (
     cost_table,
     encoder_line,
     intervals_line,
+    measured,
     paired_table,
+    tested_on,
 )
 from distill.report.verdict import verdict
 from distill.yaml_lines import dump
@@ -71,9 +73,7 @@ def render(
         _notes(evaluation.notes),
         _details(evaluation),
     ]
-    headline = verdict(evaluation, classes=len(classes)).replace(
-        " ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
-    )
+    headline = verdict(evaluation).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -104,9 +104,10 @@ def _accuracy(evaluation: Evaluation) -> str:
     if not evaluation.results:
         return ""
     table, why = accuracy_table(evaluation), intervals_line(evaluation)
+    plot = accuracy_plot(evaluation.results, measured=measured(evaluation))
     return _section(
-        "Accuracy",
-        f'<div class="card scroll">{accuracy_plot(evaluation.results)}</div>',
+        measured(evaluation),
+        f'<div class="card scroll">{plot}</div>',
         _quiet(
             "Large marks are means, bars 95% intervals (Student's t), small ticks single seeds; last epoch."
         ),
@@ -122,7 +123,8 @@ def _differences(evaluation: Evaluation) -> str:
     text = (
         "Each seed trains every arm from the same weights; the interval is of the differences seed by seed."
     )
-    return _section("Differences in percentage points", _table(paired_table(evaluation)), _quiet(text))
+    heading = f"Differences in percentage points{tested_on(evaluation)}"
+    return _section(heading, _table(paired_table(evaluation)), _quiet(text))
 
 
 def _table(table: Table) -> str:

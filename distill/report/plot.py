@@ -29,8 +29,13 @@ _CORNERS = {
 }
 
 
-def accuracy_plot(results: Sequence[ArmResult]) -> str:
-    """One `<svg>`: rows are arms by student; the axis is test accuracy in percent. Every text is escaped."""
+def accuracy_plot(results: Sequence[ArmResult], *, measured: str) -> str:
+    """One `<svg>`: rows are arms by student, on an axis in percent. Every text is escaped.
+
+    Args:
+        results: a row each.
+        measured: what the accuracies are, such as `Test accuracy`.
+    """
     low, high, step = axis_range([value for result in results for value in _extent(result)])
     left = min(LEFT_MAX, 24 + LETTER * max(len(_label(result)) for result in results))
     students = list(dict.fromkeys(result.student for result in results))
@@ -40,7 +45,7 @@ def accuracy_plot(results: Sequence[ArmResult]) -> str:
         """Where a fraction lies, in SVG units."""
         return left + (value - low) / (high - low) * (WIDTH - RIGHT - left)
 
-    parts = _axis(x, low, high, step, bottom)
+    parts = _axis(x, low, high, step, bottom, title=measured)
     y = 0.0
     for student in students:
         parts.append(f'<text class="student" x="0" y="{y + 21:.1f}">{escape(student)}</text>')
@@ -51,7 +56,7 @@ def accuracy_plot(results: Sequence[ArmResult]) -> str:
                 y += ROW
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {bottom + AXIS}" role="img" '
-        f'aria-label="Test accuracy of each arm with its 95% interval">{"".join(parts)}</svg>'
+        f'aria-label="{escape(measured)} of each arm, with its 95% interval">{"".join(parts)}</svg>'
     )
 
 
@@ -75,7 +80,7 @@ def _interval(result: ArmResult) -> tuple[float, float]:
     return max(0.0, result.accuracy_mean - half), min(1.0, result.accuracy_mean + half)
 
 
-def _axis(x: Scale, low: float, high: float, step: float, bottom: float) -> list[str]:
+def _axis(x: Scale, low: float, high: float, step: float, bottom: float, *, title: str) -> list[str]:
     parts = []
     for k in range(round((high - low) / step) + 1):
         value = min(low + k * step, high)
@@ -83,7 +88,7 @@ def _axis(x: Scale, low: float, high: float, step: float, bottom: float) -> list
         parts.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="0" y2="{bottom}"/>')
         parts.append(f'<text class="tick" x="{x(value):.1f}" y="{bottom + 18}">{text}</text>')
     middle = (x(low) + x(high)) / 2
-    parts.append(f'<text class="tick" x="{middle:.1f}" y="{bottom + 38}">test accuracy</text>')
+    parts.append(f'<text class="tick" x="{middle:.1f}" y="{bottom + 38}">{escape(title)}</text>')
     return parts
 
 

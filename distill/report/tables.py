@@ -52,11 +52,14 @@ def accuracy_table(evaluation: Evaluation) -> Table:
 
 
 def measured(evaluation: Evaluation) -> str:
-    """What the accuracies are, such as `Test accuracy`."""
+    """What the accuracies are, such as `Test accuracy on the target`."""
+    return f"Test accuracy{tested_on(evaluation)}"
+
+
+def tested_on(evaluation: Evaluation) -> str:
+    """What follows an accuracy that is none on the data's own test split, such as ` on the target`; else nothing."""
     on = evaluation.recipe.get("evaluate", {}).get("on")
-    if on == "transfer":
-        return "Test accuracy of linear probes on the target"
-    return "Test accuracy on the target" if on == "target" else "Test accuracy"
+    return {"target": " on the target", "transfer": " by linear probes on the target"}.get(on, "")
 
 
 def intervals_line(evaluation: Evaluation) -> str | None:

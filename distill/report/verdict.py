@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from distill.evaluation.results import ArmResult, Evaluation, PairedDifference
 from distill.report.quantities import with_interval
+from distill.report.tables import tested_on
 
 
-def verdict(evaluation: Evaluation, *, classes: int) -> str:
+def verdict(evaluation: Evaluation) -> str:
     """What the set reaches, against random real images of the same number and against the full data.
 
     The comparison is the evaluation's first between `set` and `random_target`, or, without such a control, `random`:
@@ -15,9 +16,6 @@ def verdict(evaluation: Evaluation, *, classes: int) -> str:
     quoted: it tells that the seeds are too few. The epochs on the full data are told: they take about the optimiser
     steps of the set, but at least one epoch.
 
-    Args:
-        classes: number of classes C.
-
     Returns:
         Plain text, one sentence; it must still be escaped for HTML.
     """
@@ -25,10 +23,9 @@ def verdict(evaluation: Evaluation, *, classes: int) -> str:
     ours = _arm(evaluation, "set", pair.regime if pair else None, pair.student if pair else None)
     if ours is None:
         return "The set was not evaluated."
-    told, quoted = (
-        f"{_amount(ours.images, classes)} with {ours.regime} labels reach {_accuracy(ours)}",
-        [ours],
-    )
+    quoted = [ours]
+    told = f"{_amount(evaluation, ours)} with {ours.regime} labels reach {_accuracy(ours)}"
+    told += tested_on(evaluation)
     control = None if pair is None else _arm(evaluation, pair.arm_b, pair.regime_b, pair.student)
     if pair is not None and control is not None:
         told += f"{_relation(pair)} {_accuracy(control)}"
@@ -65,11 +62,11 @@ def _accuracy(result: ArmResult) -> str:
     return with_interval(result.accuracy_mean, result.told_ci95)
 
 
-def _amount(images: int, classes: int) -> str:
-    if images % classes:
-        return f"{images} images"
-    each = images // classes
-    return f"{each} image{'' if each == 1 else 's'} per class"
+def _amount(evaluation: Evaluation, ours: ArmResult) -> str:
+    """How many images: of each class, where all classes have as many."""
+    counts = set(evaluation.images_per_class)
+    number, each = (counts.pop(), " per class") if len(counts) == 1 else (ours.images, "")
+    return f"{number} image{'' if number == 1 else 's'}{each}"
 
 
 def _relation(pair: PairedDifference) -> str:

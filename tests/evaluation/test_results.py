@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ def evaluation() -> Evaluation:
         train={"epochs": 300},
         environment={"torch": "2.10"},
         notes=("1000 of 1797 images used",),
+        images_per_class=(60, 40),
     )
 
 
@@ -45,6 +47,7 @@ def test_names_of_the_report_are_stable(evaluation: Evaluation) -> None:
     report = to_report(evaluation)
     assert list(report) == [
         "version", "results", "paired", "bytes", "cost", "recipe", "train", "environment", "notes",
+        "images_per_class",
     ]  # fmt: skip
     assert set(report["results"][0]) == {
         "arm", "regime", "student", "accuracy_mean", "accuracy_ci95", "seeds", "epochs",
@@ -83,6 +86,12 @@ def test_values_of_the_report(evaluation: Evaluation) -> None:
 def test_round_trip_through_json(evaluation: Evaluation) -> None:
     text = json.dumps(to_report(evaluation), allow_nan=False)
     assert from_report(json.loads(text), where="report.json") == evaluation
+
+
+def test_a_report_from_before_classes_were_counted_is_read(evaluation: Evaluation) -> None:
+    report = to_report(evaluation)
+    del report["images_per_class"]
+    assert from_report(report, where="report.json") == replace(evaluation, images_per_class=())
 
 
 def test_one_seed_has_a_mean_and_no_interval() -> None:

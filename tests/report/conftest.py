@@ -31,4 +31,5 @@ def evaluation() -> Evaluation:
         notes=(
             "1437 of 1797 images train, 360 test; this note is long enough that a terminal has to wrap it",
         ),
+        images_per_class=(10,) * 10,
     )

@@ -90,6 +90,21 @@ def test_page_holds_everything(evaluation: Evaluation) -> None:
     assert page.pictures()[0].shape == (64, 130, 2)  # 8 x 8 pixels, eightfold, two a row
 
 
+@pytest.mark.parametrize(
+    ("on", "told"),
+    [("data", ""), ("target", " on the target"), ("transfer", " by linear probes on the target")],
+)
+def test_what_was_measured_is_told_everywhere(evaluation: Evaluation, on: str, told: str) -> None:
+    recipe = {**evaluation.recipe, "evaluate": {"on": on}}
+    text = render(replace(evaluation, recipe=recipe))
+    assert re.findall("<h2>(.*?)</h2>", text)[:2] == [
+        f"Test accuracy{told}",
+        f"Differences in percentage points{told}",
+    ]
+    assert f">Test accuracy{told}</text>" in text
+    assert f"\xa02.5{told} where" in re.findall("<h1>(.*?)</h1>", text)[0]
+
+
 def test_page_loads_and_runs_nothing(evaluation: Evaluation) -> None:
     text = render(evaluation, soft=np.full((6, 3), 1 / 3))
     page = Page(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 from xml.etree import ElementTree
@@ -12,8 +13,13 @@ from hypothesis import strategies as st
 
 from distill.evaluation.results import ArmResult, Evaluation
 from distill.recipe import Control
-from distill.report.plot import WIDTH, accuracy_plot, axis_range
+from distill.report import plot
+from distill.report.plot import WIDTH, axis_range
 from distill.report.style import CSS
+
+
+def accuracy_plot(results: Sequence[ArmResult]) -> str:
+    return plot.accuracy_plot(results, measured="Test accuracy")
 
 
 def parse(svg: str) -> ElementTree.Element:
@@ -54,6 +60,12 @@ def _shape(mark: ElementTree.Element) -> tuple[tuple[float, float], ...]:
     """Corners seen from the first of them; none of a circle or a square."""
     corners = [tuple(map(float, point.split(","))) for point in (mark.get("points") or "").split()]
     return tuple((round(x - corners[0][0]), round(y - corners[0][1])) for x, y in corners)
+
+
+def test_the_axis_says_what_is_measured(evaluation: Evaluation) -> None:
+    root = parse(plot.accuracy_plot(evaluation.results, measured="Test accuracy <on> the target"))
+    assert with_class(root, "tick")[-1].text == "Test accuracy <on> the target"
+    assert "Test accuracy <on> the target of each arm" in (root.get("aria-label") or "")
 
 
 def test_marks_lie_on_a_linear_axis(evaluation: Evaluation) -> None:
