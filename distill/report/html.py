@@ -152,6 +152,8 @@ def _images(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> s
     rows = [_image_row(images, labels, classes, label=int(label), columns=columns) for label in shown]
     height, width, channels = images.shape[1:]
     facts = f"{len(labels)} images of {height} x {width} pixels, {_colours(channels)}"
+    if len(present) < len(classes):
+        facts += f"; {len(classes) - len(present)} of {len(classes)} classes have none"
     if len(shown) < len(present):
         facts += f"; the first {len(shown)} of {len(present)} classes are shown"
     if counts.max() > columns:

@@ -116,6 +116,22 @@ def interval_in_words(pair: PairedDifference) -> str:
     return "excludes 0" if pair.excludes_zero else "includes 0"
 
 
+def images_line(evaluation: Evaluation) -> str | None:
+    """How many images the set has, and of how many classes, such as `60 images of 6 of 10 classes, 1 to 22 a class`."""
+    counts = evaluation.images_per_class
+    present = [count for count in counts if count]
+    if not present:
+        return None
+    of = "" if len(present) == len(counts) else f"{len(present)} of "
+    least, most = min(present), max(present)
+    each = str(most) if least == most else f"{least} to {most}"
+    return f"{_counted(sum(counts), 'image')} of {of}{_counted(len(counts), 'class')}, {each} a class"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def size_line(evaluation: Evaluation) -> str:
     """The size of the set, such as `images 6.40 kB + labels 400 B + aux 1.20 kB = 8.00 kB`."""
     b = evaluation.bytes
@@ -139,17 +155,23 @@ def render(evaluation: Evaluation) -> str:
     Columns are as wide as their content; usual names fit in 80 columns. Apart from `±` the tables are ASCII,
     so that old terminals show them.
     """
-    table, why = _text(accuracy_table(evaluation)), intervals_line(evaluation)
-    parts = [table if why is None else f"{table}\n  {why}"]
+    parts = [_accuracies(evaluation)]
     if evaluation.paired:
         parts.append(_text(paired_table(evaluation)))
-    sizes = filter(None, [size_line(evaluation), encoder_line(evaluation)])
+    sizes = filter(None, [images_line(evaluation), size_line(evaluation), encoder_line(evaluation)])
     parts.append("Size\n" + "\n".join(f"  {line}" for line in sizes))
     if evaluation.cost:
         parts.append(_text(cost_table(evaluation)))
     if evaluation.notes:
         parts.append("Notes\n" + "\n".join(_wrapped(note) for note in evaluation.notes))
     return "\n\n".join(parts)
+
+
+def _accuracies(evaluation: Evaluation) -> str:
+    if not evaluation.results:
+        return "The set was not evaluated."
+    lines = filter(None, [_text(accuracy_table(evaluation)), intervals_line(evaluation)])
+    return "\n  ".join(lines)
 
 
 def _text(table: Table) -> str:

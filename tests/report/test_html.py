@@ -152,6 +152,11 @@ def test_caps_are_told(evaluation: Evaluation) -> None:
     assert page.pictures()[0].shape[1] == 8 * 64 + 7 * 2
 
 
+def test_classes_without_images_are_counted(evaluation: Evaluation) -> None:
+    page = Page(render(evaluation, classes=["zero", "one", "two", "three", "four"]))
+    assert "6 images of 8 x 8 pixels, grey; 2 of 5 classes have none." in page.text
+
+
 def test_small_set_is_shown_whole_and_says_no_cap(evaluation: Evaluation) -> None:
     assert "shown" not in Page(render(evaluation)).text
 

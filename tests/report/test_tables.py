@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from distill.evaluation.results import Evaluation, PairedDifference
 from distill.report.tables import WIDTH, render
 
@@ -22,6 +24,7 @@ Paired differences in percentage points, same seeds
   set (soft) - full (hard)    convnet  -14.0 ± 2.5  excludes 0
 
 Size
+  100 images of 10 classes, 10 a class
   images 6.40 kB + labels 2.00 kB + aux 600 B = 9.00 kB
 
 Cost
@@ -38,6 +41,30 @@ Notes
 
 def test_golden(evaluation: Evaluation) -> None:
     assert render(evaluation) == GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((22, 0, 1, 7), "30 images of 3 of 4 classes, 1 to 22 a class"),
+        ((3, 0), "3 images of 1 of 2 classes, 3 a class"),
+        ((1,), "1 image of 1 class, 1 a class"),
+        ((50,) * 1000, "50,000 images of 1,000 classes, 50 a class"),
+    ],
+)
+def test_images_are_counted(evaluation: Evaluation, counts: tuple[int, ...], told: str) -> None:
+    text = render(replace(evaluation, images_per_class=counts))
+    assert f"Size\n  {told}\n  images 6.40 kB" in text
+
+
+def test_an_older_report_does_not_count_classes(evaluation: Evaluation) -> None:
+    assert "Size\n  images 6.40 kB" in render(replace(evaluation, images_per_class=()))
+
+
+def test_a_set_that_was_not_evaluated_has_a_line_and_no_table(evaluation: Evaluation) -> None:
+    text = render(replace(evaluation, results=(), paired=()))
+    assert text.startswith("The set was not evaluated.\n\nSize\n")
+    assert "accuracy" not in text
 
 
 def test_usual_names_fit_a_terminal(evaluation: Evaluation) -> None:
