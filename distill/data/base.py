@@ -98,6 +98,10 @@ class Data(ABC):
     def peek(self) -> Plan:
         """What a cheap look tells of the data as they lie there, before any option applies."""
 
+    def folders(self) -> list[Path]:
+        """The folders, there or not, in which new files may be taken for data: none where files have fixed names."""
+        return []
+
     def open(self, *, seed: int, progress: Progress) -> Source:
         """Read everything that the options ask for.
 

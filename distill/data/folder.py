@@ -90,6 +90,12 @@ class Folder(Data):
         cut = int(share_per_class(labels, self._share, classes=classes).sum())
         return Plan(classes, shape, len(train.files) - cut, cut)
 
+    def folders(self) -> list[Path]:
+        """Those of the splits, and of the classes, which may be links that lead elsewhere."""
+        root = Path(self.config.folder).expanduser()
+        splits = [root / name for name in ("train", "test", "val")] if (root / "train").is_dir() else [root]
+        return [*splits, *(below for split in splits if split.is_dir() for below in _class_folders(split))]
+
     @property
     def _share(self) -> float:
         return DEFAULT_TEST if self.config.test is None else self.config.test
@@ -121,8 +127,12 @@ def _which_test(root: Path, test: Path) -> list[str]:
     return ["the folder val is not used"] if (root / "val").is_dir() else []
 
 
+def _class_folders(root: Path) -> list[Path]:
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _tree(root: Path) -> _Tree:
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = _class_folders(root)
     if not folders:
         raise InputError(
             "there is no class folder",

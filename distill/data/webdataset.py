@@ -6,6 +6,7 @@ images wanted."""
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from distill.progress import NullProgress
 # Shards up to this size together are counted for a dry run; reading takes about a second per 50 MB.
 _COUNTED_BYTES = 200_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_WILD = re.compile(r"[*?[]")
 
 Paths = Annotated[list[Annotated[str, MachinePath()]], Field(min_length=1)]
 
@@ -84,6 +86,15 @@ class WebDataset(Data):
             cut = round(counts[0] * test)
             counts = [counts[0] - cut, cut]
         return replace(plan, classes=plan.classes or int(rows[0].max()) + 1, train=counts[0], test=counts[1])
+
+    def folders(self) -> list[Path]:
+        """The folder of the shards, and those whose files or folders are matched with patterns."""
+        config: WebDatasetConfig = self.config
+        base = Path() if config.folder is None else Path(config.folder).expanduser()
+        lists = [each for each in (config.train, config.test) if isinstance(each, list)]
+        patterns = [base / Path(pattern).expanduser() for each in lists for pattern in each]
+        matched = [_unmatched(pattern) for pattern in patterns if _WILD.search(str(pattern))]
+        return [*([] if config.folder is None else [base]), *matched]
 
     def _train_shards(self) -> list[Path]:
         config: WebDatasetConfig = self.config
@@ -151,6 +162,11 @@ class WebDataset(Data):
             return None
         lines = (self._folder() / "classes.txt").read_text(encoding="utf-8").splitlines()
         return tuple(line.strip() for line in lines if line.strip()) or None
+
+
+def _unmatched(pattern: Path) -> Path:
+    """The last folder of a pattern that is named without wildcards."""
+    return next(folder for folder in pattern.parents if not _WILD.search(str(folder)))
 
 
 def _rows(shards: Sequence[Path], split: str, progress: Progress, folder: Path | None = None) -> EncodedRows:

@@ -18,6 +18,7 @@ from distill.data.base import Data, DataConfig
 from distill.data.build import Found
 from distill.data.rows import empty_classes
 from distill.errors import InputError
+from distill.exporting.data_folders import refuse_among_data
 from distill.exporting.folder import Link, write_folder
 from distill.exporting.indices import write_indices
 from distill.exporting.originals import Originals, check_comparable, originals_in
@@ -79,8 +80,8 @@ def export(
         How many images.
 
     Raises:
-        InputError: options that do not go together, a place that is taken, data that are not there, that changed or
-            that cannot be written so, a full disk.
+        InputError: options that do not go together, a place that is taken or that the data are read from, data that are
+            not there, that changed or that cannot be written so, a full disk.
         DamagedDataError: the set or the data are damaged.
     """
     path = Path(path)
@@ -89,6 +90,7 @@ def export(
     refuse_occupied(wish.out)
     distilled = read_set(path)
     _check_set(distilled, path, wish, overrides)
+    refuse_among_data(wish.out, distilled, path, overrides, without=_UNREAD)
     with open_progress(None, quiet=quiet) as progress, reserved(wish.out):
         found = _originals(distilled, path, wish, overrides, progress)
         _tell_empty(distilled, progress)

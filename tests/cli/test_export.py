@@ -676,6 +676,98 @@ def test_classes_without_images_are_told(call: Call, run: Callable[..., Path], i
     assert "of 3 classes have no image" in result.stderr
 
 
+# --- the data stay as they are
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset", "indices"])
+@pytest.mark.parametrize("form", ["--originals", "--pixels"])
+def test_nothing_is_written_among_the_data(
+    call: Call, chosen: Path, images: Path, tmp_path: Path, to: str, form: str
+) -> None:
+    """A new folder there would be read as a class, as test images or as images of a class by the next run."""
+    (tmp_path / "link").symlink_to(images / "train")
+    places = (
+        images / "train" / "new",
+        images / "train" / "cat" / "new" / "deep",
+        images / "val",
+        tmp_path / "link" / "new",
+        tmp_path / "out" / ".." / "images" / "train" / "new",
+    )
+    before = tree(images)
+    for out in places:
+        result = call("export", chosen, "--to", to, "--out", out, form)
+        assert_refused(
+            result, "read from there", str(out), "a place in" if out.name != "val" else "the folder"
+        )
+        assert tree(images) == before and not out.exists()
+    assert not (images / "train" / "cat" / "new").exists()
+    assert call("export", chosen, "--to", to, "--out", images / "new", form).exit_code == 0, "no split's"
+
+
+def test_nothing_is_written_among_the_data_of_a_flat_folder_or_where_links_lead(
+    call: Call, run: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    flat = (images / "train").rename(tmp_path / "flat")
+    (flat / "dog").rename(tmp_path / "dogs")
+    (flat / "dog").symlink_to(tmp_path / "dogs")
+    path = run(f"{{name: folder, folder: {flat}, resize: 6}}")
+    for out in (flat / "train", flat / "new", tmp_path / "dogs" / "new"):
+        assert_refused(call("export", path, "--to", "folder", "--out", out), "read from there")
+    moved = flat.rename(tmp_path / "moved")
+    for out in (moved / "new", tmp_path / "dogs" / "new"):
+        result = call("export", path, f"data.folder={moved}", "--to", "folder", "--out", out)
+        assert_refused(result, "read from there")
+    for out, said in ((flat, "the folder"), (flat / "new", "a place in")):
+        result = call("export", path, "--to", "folder", "--out", out, "--pixels")
+        assert_refused(result, said, "read from there")
+    assert not flat.exists()
+
+
+def test_nothing_is_written_above_the_data(
+    call: Call, run: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    """Moved data leave their place to a class of their folder's name."""
+    path = run(f"{{name: folder, folder: {images}, resize: 6}}")
+    images.rename(tmp_path / "moved")
+    (tmp_path / "above").mkdir()
+    again = tmp_path / "out" / "recipe.yaml"
+    again.write_text(again.read_text().replace(str(images), str(tmp_path / "above" / "cat")))
+    result = call("export", path, "--to", "folder", "--out", "above", "--pixels")
+    assert_refused(result, "a folder above", "read from there")
+
+
+def test_nothing_is_written_among_shards(call: Call, streamed: Path, shards: Path) -> None:
+    for to in ("folder", "webdataset", "indices"):
+        assert_refused(
+            call("export", streamed, "--to", to, "--out", shards / "train-9.tar"), "read from there"
+        )
+    assert len(list(shards.iterdir())) == 4
+
+
+def test_the_folders_of_shards_that_patterns_match() -> None:
+    config = WebDatasetConfig(folder="a", train=["b/*/train-?.tar", "c.tar", "/d/[ef]/*.tar"], test=["/g/*"])
+    assert WebDataset(config).folders() == [Path("a"), Path("a/b"), Path("/d"), Path("/g")]
+    assert WebDataset(WebDatasetConfig(train=["*.tar"], test=0.2)).folders() == [Path()]
+
+
+@pytest.mark.parametrize("form", ["--originals", "--pixels"])
+def test_nothing_is_written_among_the_target(
+    call: Call, run: Callable[..., Path], images: Path, tmp_path: Path, form: str
+) -> None:
+    shutil.copytree(images / "train", tmp_path / "goal")
+    data = f"{{name: folder, folder: {images}, resize: 6}}\ntarget: {{name: folder, folder: goal, resize: 6}}"
+    steps = "steps: [{simcore: {count: 3, features: pixels}}]\nevaluate: {on: nothing}\n"
+    path = run(data, steps=steps)
+    result = call("export", path, "--to", "folder", "--out", tmp_path / "goal" / "new", form)
+    assert_refused(result, "read from there", "goal")
+    assert call("export", path, "--to", "folder", "--out", "exported", form).exit_code == 0
+
+
+def test_fixed_names_are_no_folder_of_data(call: Call, run: Callable[..., Path], tmp_path: Path) -> None:
+    path = run("{name: digits, cap: 20}")
+    assert call("export", path, "--to", "folder", "--out", "data/exported").exit_code == 0
+
+
 # --- what is refused, and what is left behind
 
 
