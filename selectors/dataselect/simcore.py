@@ -90,14 +90,21 @@ class SimCore(TargetedSelector):
             tau=config.tau if config.stop else None,
             reference_round=config.reference_round,
         )
-        if found.stopped:
-            ctx.progress.note(
-                f"SimCore stopped after {found.rounds} rounds with {len(found.rows)} of at most {count} images: "
-                f"the next are less than {config.tau:g} times as similar as those of round {config.reference_round}"
-            )
+        if config.stop:
+            ctx.progress.note(_ended(found, count, config))
         facts = {"centroids": len(centroids), "rounds": found.rounds, "stopped": found.stopped}
         picks = Picks(samples[found.rows], found.similarities)
         return selection_of([picks], per_class=False, meta={"score": self.score, **facts})
+
+
+def _ended(found: Retrieval, count: int, config: SimCore.Config) -> str:
+    """Which of the two ended the sampling: similarity, or the budget of `count` images."""
+    if not found.stopped:
+        return f"SimCore ended after {found.rounds} rounds with all {count} images it may keep, before similarity fell"
+    return (
+        f"SimCore stopped after {found.rounds} rounds with {len(found.rows)} of at most {count} images: "
+        f"the next are less than {config.tau:g} times as similar as those of round {config.reference_round}"
+    )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dataselect.clustering import kmeans, scale_to_length_one
 from dataselect.simcore import SimCore, retrieve, target_centroids
 from distill.contracts import Context, Selection, Source, Split
 from distill.errors import InputError
+from distill.progress import NullProgress
 
 
 def unit(*shape: int, seed: int) -> Tensor:
@@ -198,6 +199,38 @@ def test_stops_by_itself_with_and_without_a_budget(
     assert run(aimed, make_context(), stop=True, tau=0.97, count=48).indices.tolist() == free.indices.tolist()
     capped = run(aimed, make_context(), stop=True, tau=0.97, count=2)
     assert capped.indices.tolist() == free.indices[:2].tolist() and capped.meta["stopped"] is False
+
+
+class Told(NullProgress):
+    """Keeps what is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str, **facts: Any) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"stop": True, "tau": 0.97}, "of at most 48 images: the next are less than 0.97 times as similar"),
+        ({"stop": True, "tau": 0.97, "count": 2}, "with all 2 images it may keep, before similarity fell"),
+    ],
+)
+def test_tells_what_ended_it(
+    aimed: Source, make_context: Callable[..., Context], options: dict[str, Any], told: str
+) -> None:
+    progress = Told()
+    run(aimed, replace(make_context(), progress=progress), **options)
+    (note,) = progress.notes
+    assert told in note
+
+
+def test_a_budget_alone_needs_no_word(aimed: Source, make_context: Callable[..., Context]) -> None:
+    progress = Told()
+    run(aimed, replace(make_context(), progress=progress), count=2)
+    assert progress.notes == []
 
 
 def test_a_network_learns_the_target_alone(aimed: Source, make_context: Callable[..., Context]) -> None:
