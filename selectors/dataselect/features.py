@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple, Self
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from pydantic import model_validator
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from dataselect.space import FeatureSpace
 from dataselect.space_config import SpaceConfig
-from distill.contracts import Context, DistilledSet, Estimate, Selection, Source, StepKind
+from distill.contracts import Context, DistilledSet, Estimate, Progress, Selection, Source, StepKind, Task
 from distill.errors import InputError
 from distill.randomness import derive_seed
 from distill.selection import Picks, Selector, labelled_target, select
@@ -118,6 +120,36 @@ class Chosen(NamedTuple):
     weights: Tensor | None = None
 
 
+class Picking:
+    """A task of the progress that begins with the first pick: features, and their network, tell of themselves.
+
+    Args:
+        progress: of the run.
+        name: of the method.
+    """
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._open = partial(progress.task, name.replace("_", " "), unit="pick")
+        self._stack = ExitStack()
+        self._task: Task | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def begin(self) -> Task:
+        """The task, which has begun."""
+        if self._task is None:
+            self._task = self._stack.enter_context(self._open())
+        return self._task
+
+    def advance(self, count: int = 1) -> None:
+        """So many more are picked."""
+        self.begin().advance(count)
+
+
 class FeatureSelector(SpaceSelector):
     """A selector that picks within each class, or among all, by features alone. A subclass sets `score` and `pick`."""
 
@@ -138,8 +170,14 @@ class FeatureSelector(SpaceSelector):
         seed = ctx.derive(self.name)
 
         def pick(samples: np.ndarray, count: int, number: int) -> Picks:
-            chosen = self.pick(space.take(samples), count, seed=derive_seed(seed, number))
+            features = space.take(samples)
+            task.begin()
+            chosen = self.pick(features, count, seed=derive_seed(seed, number))
+            task.advance(len(chosen.rows))
             rows, scores, weights = (None if each is None else each.cpu().numpy() for each in chosen)
             return Picks(samples[rows], scores, weights)  # type: ignore[arg-type]
 
-        return select(source, previous, self.config, pick, meta={"score": self.score}, usable=space.finite)
+        with Picking(ctx.progress, self.name) as task:
+            return select(
+                source, previous, self.config, pick, meta={"score": self.score}, usable=space.finite
+            )

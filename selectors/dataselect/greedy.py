@@ -21,6 +21,7 @@ over what can still be afforded; the better of the two has at least (1 - 1/e) / 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -94,8 +95,17 @@ class Costs:
         return self.each + spent > self.limit * (1 + COST_ROUNDING)
 
 
+def untold() -> None:
+    """Nobody wants to know of each pick."""
+
+
 def lazy_greedy(
-    objective: Objective, count: int, *, initial: Tensor | None = None, costs: Costs | None = None
+    objective: Objective,
+    count: int,
+    *,
+    initial: Tensor | None = None,
+    costs: Costs | None = None,
+    advance: Callable[[], None] = untold,
 ) -> Picked:
     """Greedy, exactly.
 
@@ -104,13 +114,14 @@ def lazy_greedy(
         count: picks in all, at most N; fewer where `costs` allow no more.
         initial: int64 rows that are in the set from the beginning, at most `count`.
         costs: where a limit of costs holds.
+        advance: called at each pick.
     """
     bounds = objective.bounds()
     if costs is None:
-        return _lazy(objective, bounds, count, initial, None, None)
-    by_ratio = _lazy(objective, bounds.clone(), count, initial, costs, 1 / costs.each)
+        return _lazy(objective, bounds, count, initial, None, None, advance)
+    by_ratio = _lazy(objective, bounds.clone(), count, initial, costs, 1 / costs.each, advance)
     objective.clear()
-    by_gain = _lazy(objective, bounds, count, initial, costs, None)
+    by_gain = _lazy(objective, bounds, count, initial, costs, None, advance)
     return max(by_ratio, by_gain, key=lambda picked: float(picked.gains.sum()))
 
 
@@ -121,6 +132,7 @@ def _lazy(
     initial: Tensor | None,
     costs: Costs | None,
     scale: Tensor | None,
+    advance: Callable[[], None],
 ) -> Picked:
     """One run of lazy greedy by gain times `scale`; `bounds` (N,) are used up."""
     rows, gains = _begin(objective, initial)
@@ -140,6 +152,7 @@ def _lazy(
         if fallen is not None:
             bounds -= fallen if scale is None else fallen * scale
         bounds[row] = -torch.inf
+        advance()
     return _picked(rows, gains, bounds.device)
 
 
@@ -191,6 +204,7 @@ def stochastic_greedy(
     generator: torch.Generator,
     initial: Tensor | None = None,
     device: torch.device | str = "cpu",
+    advance: Callable[[], None] = untold,
 ) -> Picked:
     """Greedy over random candidates.
 
@@ -202,6 +216,7 @@ def stochastic_greedy(
         generator: of the CPU, which draws the candidates.
         initial: as in `lazy_greedy`.
         device: of the objective.
+        advance: called at each pick.
     """
     rows, gains = _begin(objective, initial)
     known = torch.full(
@@ -217,6 +232,7 @@ def stochastic_greedy(
         objective.add(row)
         rows.append(row)
         gains.append(float(known[row]))
+        advance()
         known[row] = -torch.inf
         pool[(pool[:there] == row).nonzero()[0]] = pool[there - 1].clone()
     return _picked(rows, gains, device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -22,9 +23,9 @@ from torch import Tensor
 
 from dataselect.costs import CostConfig, read_costs, refuse_absent_costs
 from dataselect.facility import FacilityLocation
-from dataselect.features import SpaceSelector
+from dataselect.features import Picking, SpaceSelector
 from dataselect.graph_cut import GraphCut
-from dataselect.greedy import COST_ROUNDING, Costs, Objective, Picked, lazy_greedy, stochastic_greedy
+from dataselect.greedy import COST_ROUNDING, Costs, Objective, Picked, lazy_greedy, stochastic_greedy, untold
 from dataselect.similarity import Similarity, SimilarityKind, refuse_non_finite, similarity_of
 from dataselect.space_config import SpaceConfig
 from distill.byte_sizes import AsBytes
@@ -132,6 +133,7 @@ class SubmodularSelector(SpaceSelector):
         seed: int,
         initial: Tensor | None = None,
         costs: Costs | None = None,
+        advance: Callable[[], None] = untold,
     ) -> Picked:
         """Pick `count` rows.
 
@@ -141,6 +143,7 @@ class SubmodularSelector(SpaceSelector):
             seed: for whatever is left to chance.
             initial: int64, rows that are in the set from the beginning.
             costs: where a limit of costs holds.
+            advance: called at each pick.
 
         Raises:
             NonFiniteError: features are not numbers.
@@ -148,7 +151,7 @@ class SubmodularSelector(SpaceSelector):
         refuse_non_finite(features)
         objective = self.objective(self._similarity(features, seed))
         if self._lazy(len(features)):
-            return lazy_greedy(objective, count, initial=initial, costs=costs)
+            return lazy_greedy(objective, count, initial=initial, costs=costs, advance=advance)
         return stochastic_greedy(
             objective,
             count,
@@ -157,6 +160,7 @@ class SubmodularSelector(SpaceSelector):
             generator=generator(seed, "candidates"),
             initial=initial,
             device=features.device,
+            advance=advance,
         )
 
     def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
@@ -176,6 +180,7 @@ class SubmodularSelector(SpaceSelector):
 
         def pick(samples: np.ndarray, count: int, number: int) -> Picks:
             features = space.take(samples)
+            task.begin()
             initial = np.searchsorted(samples, kept[np.isin(kept, samples)])
             found = self.pick(
                 features,
@@ -183,11 +188,13 @@ class SubmodularSelector(SpaceSelector):
                 seed=derive_seed(seed, number),
                 initial=torch.from_numpy(initial).to(features.device),
                 costs=None if costs is None else self._costs(costs[samples], features.device),
+                advance=task.advance,
             )
             return Picks(samples[found.rows.cpu().numpy()], found.gains.cpu().numpy())
 
         among = None if config.extend else previous
-        chosen = select(source, among, config, pick, meta={"score": self.score}, usable=space.finite)
+        with Picking(ctx.progress, self.name) as task:
+            chosen = select(source, among, config, pick, meta={"score": self.score}, usable=space.finite)
         if costs is None:
             return chosen
         return replace(chosen, meta={**chosen.meta, "cost": float(costs[chosen.indices].sum())})

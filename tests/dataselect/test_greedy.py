@@ -295,3 +295,18 @@ def test_a_limit_that_holds_exactly_is_not_lost_to_rounding() -> None:
         objective = FacilityLocation(similarity_of(features, "cosine"))
         costs = Costs(torch.full((8,), each, dtype=torch.float64), limit)
         assert len(lazy_greedy(objective, 8, costs=costs).rows) == picks, (each, limit)
+
+
+def test_every_pick_is_told() -> None:
+    told: list[None] = []
+    lazy_greedy(coverage(50, 20, 0), 7, advance=lambda: told.append(None))
+    assert len(told) == 7
+    stochastic_greedy(
+        coverage(50, 20, 0),
+        5,
+        size=50,
+        epsilon=0.1,
+        generator=torch.Generator(),
+        advance=lambda: told.append(None),
+    )
+    assert len(told) == 12
