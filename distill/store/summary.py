@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from distill.errors import DamagedDataError
 from distill.store import format as fmt
 from distill.store.archive import Archive, StoredArray, open_archive
 
@@ -36,12 +39,14 @@ def summarise(path: Path, *, verify: bool) -> dict[str, Any]:
 
 
 def _summary(archive: Archive, *, verified: bool | None) -> dict[str, Any]:
+    classes = archive.document(fmt.CLASSES, list, verify=False)
     return {
         "path": str(archive.path),
         "format_version": fmt.FORMAT_VERSION,
         "content_sha256": archive.content_sha256,
         "images": _form(archive.arrays[fmt.IMAGES]),
-        "classes": archive.document(fmt.CLASSES, list, verify=False),
+        "classes": classes,
+        "images_per_class": _counts(archive, len(classes)),
         "labels": {"hard": _form(archive.arrays[fmt.HARD]), "soft": _soft(archive)},
         "bytes": _bytes(archive),
         "preprocessing": _preprocessing(archive),
@@ -59,6 +64,29 @@ def _summary(archive: Archive, *, verified: bool | None) -> dict[str, Any]:
             for array in archive.arrays.values()
         ],
     }
+
+
+def _counts(archive: Archive, classes: int) -> list[int]:
+    labels = archive.read(fmt.HARD, verify=False)
+    if len(wrong := labels[(labels < 0) | (labels >= classes)]):
+        raise DamagedDataError(
+            f"{len(wrong)} labels are out of range",
+            where=f"{archive.path}, dataset {fmt.HARD}",
+            found=", ".join(map(str, wrong[:5].tolist())),
+            allowed=f"0 to {classes - 1}, the {classes} classes",
+        )
+    return [int(count) for count in np.bincount(labels, minlength=classes)]
+
+
+def _weights(archive: Archive) -> dict[str, float]:
+    weights = archive.read(fmt.WEIGHTS, verify=False)
+    if not (weights.size and np.isfinite(weights).all()):
+        raise DamagedDataError(
+            "selection weights are not weights of mean 1",
+            where=f"{archive.path}, dataset {fmt.WEIGHTS}",
+            allowed="finite numbers",
+        )
+    return {"least": float(weights.min()), "greatest": float(weights.max())}
 
 
 def _form(array: StoredArray) -> dict[str, Any]:
@@ -105,6 +133,7 @@ def _selection(archive: Archive) -> dict[str, Any] | None:
     return {
         "count": archive.arrays[fmt.INDICES].shape[0],
         "rows": fmt.ROWS in archive.arrays,
+        "weights": _weights(archive),
         "meta": archive.document(fmt.SELECTION_META, dict, verify=False),
     }
 
@@ -117,6 +146,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         ("format", str(summary["format_version"])),
         ("images", f"{count} of {height} x {width} x {channels}, {summary['images']['dtype']}"),
         ("classes", f"{len(summary['classes'])}: {_some(summary['classes'])}"),
+        ("images a class", _describe_counts(summary["images_per_class"])),
         ("labels", _describe_labels(summary["labels"])),
         (
             "bytes",
@@ -126,16 +156,33 @@ def describe(summary: Mapping[str, Any]) -> str:
         ("preprocessing", _describe_preprocessing(summary["preprocessing"])),
         ("train recipe", _pairs(summary["train_recipe"])),
         ("selection", _describe_selection(summary["selection"])),
+        ("target", _target(summary["provenance"])),
         ("provenance", _pairs(summary["provenance"]) or "none"),
         ("sha256", summary["content_sha256"]),
     ]
     lines = [
         summary["path"],
-        *(f"  {label:<14} {text}" for label, text in rows),
+        *(f"  {label:<14} {text}" for label, text in rows if text),
         "",
         *_table(summary["arrays"]),
     ]
     return "\n".join(map(_printable, lines))
+
+
+def _describe_counts(counts: Sequence[int]) -> str:
+    """Empty where all classes have as many images."""
+    least, most = min(filter(None, counts), default=0), max(counts, default=0)
+    empty = f"none of {counts.count(0)} of {len(counts)} classes" if 0 in counts else ""
+    if least == most and not empty:
+        return ""
+    return ", ".join(filter(None, [str(most) if least == most else f"{least} to {most}", empty]))
+
+
+def _target(provenance: Mapping[str, Any]) -> str:
+    """The data that the set resembles, by the recipe that made it; empty where that names none."""
+    recipe = provenance.get("recipe")
+    target = recipe.get("target") if isinstance(recipe, dict) else None
+    return _short(target.get("name")) if isinstance(target, dict) else ""
 
 
 def _describe_labels(labels: Mapping[str, Any]) -> str:
@@ -158,7 +205,9 @@ def _describe_selection(selection: Mapping[str, Any] | None) -> str:
     if selection is None:
         return "none"
     known = "" if selection["rows"] else "their rows in the data not kept"
-    told = [f"{selection['count']} samples of the source", known, _pairs(selection["meta"])]
+    least, greatest = selection["weights"]["least"], selection["weights"]["greatest"]
+    weighted = f"weights {least:.4g} to {greatest:.4g}" if least < greatest else ""
+    told = [f"{selection['count']} samples of the source", weighted, known, _pairs(selection["meta"])]
     return ", ".join(filter(None, told))
 
 

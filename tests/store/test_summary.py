@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
+import torch
 
 from distill.contracts import DistilledSet
 from distill.errors import DamagedDataError, InputError
@@ -25,6 +27,7 @@ def test_names_and_values(file: Path) -> None:
         "content_sha256",
         "images",
         "classes",
+        "images_per_class",
         "labels",
         "bytes",
         "preprocessing",
@@ -47,7 +50,9 @@ def test_names_and_values(file: Path) -> None:
     assert summary["preprocessing"] == {"mean": [0.1, 1 / 3], "std": [0.3, 0.25], "zca": True}
     assert summary["train_recipe"]["lr"] == 0.1 + 0.2
     meta = {"score": "distance to the nearest pick"}
-    assert summary["selection"] == {"count": 6, "rows": True, "meta": meta}
+    weights = {"least": 0.25, "greatest": 1.75}
+    assert summary["selection"] == {"count": 6, "rows": True, "weights": weights, "meta": meta}
+    assert summary["images_per_class"] == [2, 2, 2]
     assert summary["provenance"]["recipe"] == {"steps": [{"kcenter": {"ipc": 2}}]}
     assert json.loads(json.dumps(summary)) == summary
 
@@ -99,6 +104,62 @@ def test_describe_says_what_there_is(file: Path) -> None:
     ):
         assert part in text
     assert text.count(" verified") == len(summarise(file, verify=False)["arrays"])
+
+
+def described(distilled: DistilledSet, folder: Path) -> str:
+    write_set(distilled, folder / "set.h5")
+    return describe(summarise(folder / "set.h5", verify=False))
+
+
+def test_weights_are_described_where_they_differ(full: DistilledSet, tmp_path: Path) -> None:
+    assert "6 samples of the source, weights 0.25 to 1.75, score" in described(full, tmp_path)
+    assert full.selection is not None
+    alike = replace(full.selection, weights=np.ones(6, np.float32))
+    assert ", weights " not in described(replace(full, selection=alike), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0, 1, 2, 0, 1, 2], None),
+        ([0, 0, 0, 0, 1, 2], "1 to 4\n"),
+        ([2, 2, 2, 2, 2, 0], "1 to 5, none of 1 of 3 classes\n"),
+        ([1, 1, 1, 1, 1, 1], "6, none of 2 of 3 classes\n"),
+    ],
+)
+def test_images_a_class_are_described_where_they_differ(
+    plain: DistilledSet, tmp_path: Path, labels: list[int], told: str | None
+) -> None:
+    text = described(replace(plain, labels=torch.tensor(labels)), tmp_path)
+    if told is None:
+        assert "images a class" not in text
+    else:
+        assert f"  images a class {told}" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ({"target": {"name": "digits", "cap": 10}}, "  target         digits\n"),
+        ({"target": {"name": "a\x1b[2J"}}, "  target         a\\x1b[2J\n"),
+        ({"target": None}, None),
+        ({"target": ["digits"]}, None),
+        ("digits", None),
+    ],
+)
+def test_the_target_is_named(plain: DistilledSet, tmp_path: Path, recipe: object, told: str | None) -> None:
+    text = described(replace(plain, provenance={"recipe": recipe}), tmp_path)
+    assert ("  target " in text) is (told is not None)
+    assert told is None or told in text
+
+
+@pytest.mark.parametrize("name", ["labels/hard", "selection/weights"])
+def test_values_that_cannot_be_described_are_damage(file: Path, name: str) -> None:
+    with h5py.File(file, "r+") as broken:
+        broken[name][0] = {"labels/hard": 3, "selection/weights": np.nan}[name]
+    with pytest.raises(DamagedDataError) as caught:
+        summarise(file, verify=False)
+    assert name in (caught.value.where or "")
 
 
 def test_describe_sends_no_control_codes_to_the_terminal(plain: DistilledSet, tmp_path: Path) -> None:
