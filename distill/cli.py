@@ -5,7 +5,11 @@ Exit codes: 0 done, 2 the user's input, 3 damaged data, 4 out of memory, 130 int
 
 from __future__ import annotations
 
+import itertools
+import re
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ import click
 from distill import __version__
 from distill.cache_commands import cache
 from distill.command import Guarded, debug_option
+
+_LEAST_COLUMN = 30  # characters, below which text is left to the terminal to wrap
 
 device_option = click.option(
     "--device", metavar="D", help="cpu, cuda or cuda:N; default: cuda where present."
@@ -294,8 +300,26 @@ def recipes_ls() -> None:
     names = recipe_names()
     width = max(map(len, names))
     for name in names:
-        first = recipe_text(name).splitlines()[0].lstrip("# ").rstrip()
-        click.echo(f"{name:<{width}}  {first}")
+        click.echo(_wrapped(f"{name:<{width}}  {_about(recipe_text(name))}", indent=width + 2))
+
+
+def _about(recipe: str) -> str:
+    """The first sentence of the comment that a shipped recipe begins with; it may take several lines."""
+    lines = itertools.takewhile(lambda line: not line.startswith("# Run:"), recipe.splitlines())
+    comment = " ".join(line.removeprefix("#").strip() for line in lines)
+    return re.split(r"(?<=\.)\s", comment, maxsplit=1)[0]
+
+
+def _wrapped(line: str, *, indent: int) -> str:
+    """In a terminal, wrapped at words into the last column, where that has room; one line in a file or a pipe.
+
+    Not cut: what tells recipes apart often stands at the end.
+    """
+    width = shutil.get_terminal_size().columns
+    if not sys.stdout.isatty() or width < indent + _LEAST_COLUMN:
+        return line
+    blank = " " * indent
+    return textwrap.fill(line, width, subsequent_indent=blank, break_long_words=False, break_on_hyphens=False)
 
 
 @recipes.command("show", cls=Guarded)

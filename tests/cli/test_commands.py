@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from distill import cli
+
 Call = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
 
@@ -113,6 +115,27 @@ def test_shipped_recipes_are_listed_shown_and_valid(call: Call) -> None:
         assert text.startswith("# ") and f"distill run {name}" in text
         load_recipe(name)
     assert call("recipes", "show", "digit").exit_code == 2
+
+
+def test_recipes_are_listed_in_whole_sentences(call: Call) -> None:
+    lines = dict(line.split(maxsplit=1) for line in call("recipes", "ls").stdout.splitlines())
+    assert all(line.endswith(".") for line in lines.values())
+    assert lines["digits-tarot"].endswith(" all digits to resemble those of the validation split.")
+    assert lines["imagenet-nrr"].endswith("NRR-DD, CVPR 2025."), "the first sentence of two"
+
+
+def test_recipes_are_wrapped_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "name     Digits, 60 images for telling threes apart: picked by optimal transport."
+    assert cli._wrapped(line, indent=9) == line, "a pipe"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert cli._wrapped(line, indent=9).splitlines() == [
+        "name     Digits, 60 images for telling",
+        "         threes apart: picked by optimal",
+        "         transport.",
+    ]
+    monkeypatch.setenv("COLUMNS", "38")
+    assert cli._wrapped(line, indent=9) == line, "no room for a column"
 
 
 def test_methods_and_schema(call: Call) -> None:
