@@ -32,10 +32,14 @@ class Made:
     Args:
         recipe: as plain data, None where it says nothing.
         train_fingerprint: of the training data, None likewise.
+        train_images: how many the recipe left of the data, None likewise.
+        notes: of the source.
     """
 
     recipe: dict[str, Any] | None
     train_fingerprint: str | None
+    train_images: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_provenance(distilled: DistilledSet, *, where: str) -> Made:
@@ -47,17 +51,20 @@ def read_provenance(distilled: DistilledSet, *, where: str) -> Made:
     """
     recipe = distilled.provenance.get("recipe")
     source = distilled.provenance.get("source", {})
-    fingerprint = source.get("train_fingerprint") if isinstance(source, dict) else None
+    told = source if isinstance(source, dict) else {}
+    fingerprint, images, notes = (told.get(key) for key in ("train_fingerprint", "train_images", "notes"))
     for name, value, kind, allowed in (
         ("recipe", recipe, dict, "a mapping"),
         ("source", source, dict, "a mapping"),
         ("source.train_fingerprint", fingerprint, str, "text"),
+        ("source.train_images", images, int, "a whole number"),
+        ("source.notes", notes, list, "a list"),
     ):
         if value is not None and not isinstance(value, kind):
             raise _damaged(name, where, found=type(value).__name__, allowed=allowed)
     if _deeper(recipe, MAX_DEPTH):
         raise _damaged("recipe", where, found="a recipe nested without end", allowed=f"{MAX_DEPTH} levels")
-    return Made(recipe, fingerprint)
+    return Made(recipe, fingerprint, images, tuple(note for note in notes or () if isinstance(note, str)))
 
 
 def _damaged(name: str, where: str, *, found: str, allowed: str) -> DamagedDataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -215,6 +216,14 @@ def build_source(
     return source
 
 
+def images_found(notes: Sequence[str]) -> int | None:
+    """How many training images the data held before anything was left out, where the notes of a source tell."""
+    counts = (_COUNTED.match(note) for note in notes)
+    return next((int(count[1]) for count in counts if count), None)
+
+
+# The notes of `_train_and_test` and `_read`.
+_COUNTED = re.compile(r"\d+ of (\d{1,18}) (?:images are the test split|training images used)")
 _FIX_EMPTY = "add images, or leave the class out with data.classes; labels count from 0"
 
 

@@ -18,6 +18,7 @@ from distill.data.base import Data, DataConfig
 from distill.data.build import Found
 from distill.data.rows import empty_classes
 from distill.errors import InputError
+from distill.exporting.changed import Compared
 from distill.exporting.data_folders import refuse_among_data
 from distill.exporting.folder import Link, write_folder
 from distill.exporting.indices import write_indices
@@ -28,7 +29,7 @@ from distill.exporting.staging import refuse_occupied, reserved, staged_folder
 from distill.files import write_atomically
 from distill.progress import open_progress
 from distill.registry import DATA, lookup
-from distill.set_recipe import read_provenance, recipe_of_set
+from distill.set_recipe import Made, read_provenance, recipe_of_set
 from distill.store.reader import read_set
 
 Form = Literal["folder", "webdataset", "indices"]
@@ -168,16 +169,16 @@ def _originals(
     if wish.originals is False or selection is None or selection.rows is None:
         return None
     needed = wish.to != "indices" or bool(wish.originals or overrides)
-    data = found = None
+    data = made = found = None
     with _excused(needed, progress):
-        data = _data(distilled, path, overrides, progress)
+        data, made = _data(distilled, path, overrides, progress)
         if wish.to == "indices" and data.originals == "pixels":
             if needed:
                 raise InputError(
                     "the data are no files whose paths could be told", where=f"data.name={data.name}"
                 )
             return None
-    if data is None:
+    if data is None or made is None:
         return None
     _check_links(data, wish)
     check_comparable(distilled, data.config.pixel_format)
@@ -185,7 +186,7 @@ def _originals(
         found = _found(data, progress)
     if found is None:
         return None
-    originals = originals_in(found, distilled, data.config.pixel_format)
+    originals = originals_in(Compared(found, data.config, made), distilled)
     if wish.to == "webdataset":
         check_kinds(originals.files())
     return originals
@@ -212,8 +213,10 @@ def _check_links(data: Data, wish: Wish) -> None:
         )
 
 
-def _data(distilled: DistilledSet, path: Path, overrides: Sequence[str], progress: Progress) -> Data:
-    """The data of the set's recipe, which download nothing unless an argument says so."""
+def _data(
+    distilled: DistilledSet, path: Path, overrides: Sequence[str], progress: Progress
+) -> tuple[Data, Made]:
+    """The data of the set's recipe, which download nothing unless an argument says so, and what the set says."""
     made = read_provenance(distilled, where=str(path))
     loaded, _ = recipe_of_set(path, made, overrides, progress=progress, without=_UNREAD)
     config = loaded.recipe.data
@@ -221,7 +224,7 @@ def _data(distilled: DistilledSet, path: Path, overrides: Sequence[str], progres
     if getattr(config, "download", False) and not loaded.by_argument("data", "download"):
         config = config.model_copy(update={"download": False})
     cls: type[Data] = lookup(config.name, DATA, what="data").load()
-    return cls(config)
+    return cls(config), made
 
 
 def _found(data: Data, progress: Progress) -> Found:

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from distill.contracts import DistilledSet
-from distill.data.build import Found, Rows, class_names
+from distill.data.build import Rows, class_names
 from distill.data.decode import Item, PixelFormat, decode_each
 from distill.data.rows import entries
 from distill.errors import InputError
+from distill.exporting.changed import Compared, fewer_or_more
 from distill.exporting.pictures import Picture, png, suffix_of
 from distill.exporting.spool import Spool
-
-_FIX = "name the data that the set was made from, such as data.folder=..., or write the set's own images with --pixels"
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,16 @@ class Originals:
 
     Args:
         distilled: the set; its selection has rows.
-        rows: the training images of the data, as found.
-        pixel_format: how the run decoded them.
+        data: where they are looked for.
     """
 
     distilled: DistilledSet
-    rows: Rows
-    pixel_format: PixelFormat
+    data: Compared
+
+    @property
+    def rows(self) -> Rows:
+        """The training images of the data, as found."""
+        return self.data.found.train
 
     def files(self) -> Iterator[Item]:
         """The files chosen, unread, in the order of the set; none where images are members of archives or pixels."""
@@ -75,22 +77,25 @@ class Originals:
         """The images at these positions of the set, int64 (N,), with their originals."""
         rows = torch.from_numpy(_numbers(self.distilled))[order]
         numbers = entries(order)
-        for item, outcome in decode_each(self.rows.originals(rows), pixel_format=self.pixel_format):
+        pixel_format = self.data.config.pixel_format
+        for item, outcome in decode_each(self.rows.originals(rows), pixel_format=pixel_format):
             number = next(numbers)
             self._compare(number, item, outcome)
             yield number, item
         if next(numbers, None) is not None:
-            raise _changed(self.rows.where, found="fewer images than before", allowed="all of the set's")
+            raise self.data.refusal(
+                self.rows.where, found="fewer images than before", allowed="all of the set's"
+            )
 
     def _compare(self, number: int, item: Item, outcome: np.ndarray | str) -> None:
         if isinstance(outcome, str):
-            raise _changed(item.name, found=outcome, allowed="an image that can be decoded")
+            raise self.data.refusal(item.name, found=outcome, allowed="an image that can be decoded")
         own = self.distilled.images[number].numpy()
         if outcome.shape != own.shape:
-            raise _changed(item.name, found=f"{outcome.shape} (Ch, H, W)", allowed=str(own.shape))
+            raise self.data.refusal(item.name, found=f"{outcome.shape} (Ch, H, W)", allowed=str(own.shape))
         if not np.array_equal(outcome, own):
             apart = np.abs(outcome.astype(np.int16) - own)
-            raise _changed(
+            raise self.data.refusal(
                 item.name,
                 found=f"{np.count_nonzero(apart)} of {own.size} values differ, by up to {apart.max()} of 255",
                 allowed=f"the pixels of image {number} of the set",
@@ -127,49 +132,39 @@ def check_comparable(distilled: DistilledSet, pixel_format: PixelFormat) -> None
         )
 
 
-def originals_in(found: Found, distilled: DistilledSet, pixel_format: PixelFormat) -> Originals:
+def originals_in(data: Compared, distilled: DistilledSet) -> Originals:
     """The set's originals among the data that were found; their labels are compared with the set's.
 
     Args:
-        found: the data.
+        data: those found.
         distilled: its selection has rows.
-        pixel_format: of the set's recipe.
 
     Raises:
         InputError: the data are not those of the set.
         DamagedDataError: labels out of range.
     """
-    names = class_names(found)
+    train = data.found.train
+    names = class_names(data.found)
     rows = _numbers(distilled)
-    if rows.max() >= len(found.train.labels):
-        raise _changed(
-            found.train.where, found=f"{len(found.train.labels)} images", allowed=f"more than {rows.max()}"
+    if rows.max() >= len(train.labels):
+        raise fewer_or_more(
+            train.where, fewer=True, found=f"{len(train.labels)} images", allowed=f"more than {rows.max()}"
         )
-    theirs = found.train.labels[torch.from_numpy(rows)]
+    theirs = train.labels[torch.from_numpy(rows)]
     for number, (there, here) in enumerate(zip(entries(theirs), entries(distilled.labels), strict=True)):
         if names[there] != distilled.classes[here]:
-            raise _changed(
-                f"{found.train.where}, row {rows[number]}",
+            raise data.refusal(
+                f"{train.where}, row {rows[number]}",
                 found=f"class {names[there]!r}",
                 allowed=f"class {distilled.classes[here]!r}, as image {number} of the set",
             )
-    return Originals(distilled, found.train, pixel_format)
+    return Originals(distilled, data)
 
 
 def _numbers(distilled: DistilledSet) -> np.ndarray:
     """int64 (N,): the rows of the set's images."""
     assert distilled.selection is not None and distilled.selection.rows is not None, "refused before"
     return distilled.selection.rows
-
-
-def _changed(where: str, *, found: str, allowed: str) -> InputError:
-    return InputError(
-        "this is not the original of an image of the set: the data changed, or a step changed the images",
-        where=where,
-        found=found,
-        allowed=allowed,
-        fix=_FIX,
-    )
 
 
 def _path(name: str, folder: Path | None) -> str:

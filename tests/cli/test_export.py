@@ -503,9 +503,74 @@ def test_data_that_changed_are_refused(
     assert call("export", chosen, "--to", "indices", "--out", "before").exit_code == 0
     change(images, [line["path"] for line in read_lines(tmp_path / "before")])
     result = call("export", chosen, "--to", to, "--out", "exported")
-    assert_refused(result, "not the original", "data.folder", "--pixels")
+    said = "images than those" if change in (one_more, last_gone) else "not the original"
+    assert_refused(result, said, "shift", "data.folder", "--pixels")
     assert_nothing_left(tmp_path)
     assert call("export", chosen, "--to", to, "--out", "exported", "--pixels").exit_code == 0
+
+
+def first_gone(images: Path, paths: list[str]) -> None:
+    left_out = next(name for name in FILES if name.startswith("train/cat/") and name not in paths)
+    (images / left_out).unlink()
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset", "indices"])
+@pytest.mark.parametrize(
+    ("change", "said"), [(first_gone, "fewer"), (one_more, "more"), (last_gone, "fewer")]
+)
+@pytest.mark.parametrize(
+    ("options", "test", "count"),
+    [
+        ("cap: 7", True, "24 images"),
+        ("valid: 0.2", False, "24 images"),
+        ("valid: 0", True, "24 images without"),
+    ],
+)
+def test_images_more_or_fewer_are_told_in_place_of_files_that_stayed(
+    call: Call,
+    run: Callable[..., Path],
+    images: Path,
+    tmp_path: Path,
+    change: Callable[..., None],
+    said: str,
+    options: str,
+    test: bool,
+    count: str,
+    to: str,
+) -> None:
+    """The notes tell how many there were where any were left out, else the number of training images does."""
+    if not test:
+        shutil.rmtree(images / "test")
+    path = run(f"{{name: folder, folder: {images}, resize: 6, {options}}}")
+    assert call("export", path, "--to", "indices", "--out", "before").exit_code == 0
+    change(images, [line["path"] for line in read_lines(tmp_path / "before")])
+    result = call("export", path, "--to", to, "--out", "exported")
+    fix = "put back what was removed" if said == "fewer" else "take out what was added"
+    first = f"error: {images / 'train'}: the data hold {said} images than those that the set was made from"
+    assert_refused(result, first, "likely", fix, "--pixels")
+    if change is not last_gone:  # whose rows have no image
+        assert_refused(result, count, "23 images" if said == "fewer" else "25 images")
+    assert_nothing_left(tmp_path)
+    assert call("export", path, "--to", to, "--out", "exported", "--pixels").exit_code == 0
+
+
+def test_files_that_could_not_be_decoded_are_no_images_more(
+    call: Call, run: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    no_image(images, ["train/cat/0.png"])
+    path = run(f"{{name: folder, folder: {images}, resize: 6, valid: 0, bad_images: 0.1}}")
+    assert call("export", path, "--to", "indices", "--out", "before").exit_code == 0
+    swap(images, [line["path"] for line in read_lines(tmp_path / "before")])
+    assert_refused(call("export", path, "--to", "folder", "--out", "exported"), "not the original")
+
+
+def test_another_share_for_the_test_tells_nothing_of_the_count(
+    call: Call, streamed: Path, shards: Path
+) -> None:
+    (shards / "train-1.tar").rename(shards / "train-9.tar")
+    for share in (0.2, 0.4):
+        result = call("export", streamed, f"data.test={share}", "--to", "folder", "--out", "exported")
+        assert_refused(result, "not the original")
 
 
 def test_a_stream_that_changed_is_refused(call: Call, streamed: Path, shards: Path, tmp_path: Path) -> None:

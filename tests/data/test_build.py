@@ -5,7 +5,7 @@ import torch
 
 from distill.data import config_class, open_source, plan
 from distill.data.base import DataConfig, Plan
-from distill.data.build import Found, PixelRows, build_source
+from distill.data.build import Found, PixelRows, build_source, images_found
 from distill.data.decode import PixelFormat
 from distill.data.statistics import channel_statistics, fingerprint
 from distill.errors import DamagedDataError, InputError
@@ -47,6 +47,13 @@ def test_everything_is_used_without_options(progress):
     assert source.notes == ()
     assert source.without_test().held_out is None
     assert progress.notes == ["made: 3 classes of 1 x 4 x 4 images; 18 train, 0 valid, 6 test"]
+
+
+@pytest.mark.parametrize("test", [None, 0.2])
+@pytest.mark.parametrize("options", [{}, {"cap": 3}, {"wanted": ["bee"]}, {"valid": 0.5}])
+def test_notes_tell_how_many_images_were_found_where_any_were_left_out(progress, test, options):
+    notes = build(progress, rows([10, 20, 30]), test, notes=("1 of 9 is none of these",), **options).notes
+    assert images_found(notes) == (60 if test or "cap" in options or "wanted" in options else None)
 
 
 def test_valid_is_a_share_of_each_class_of_train(progress):
