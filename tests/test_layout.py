@@ -37,6 +37,7 @@ ORDER = [
     "set_recipe",
     "augment",
     "data",
+    "text",
     "models",
     "training",
     "cache",

@@ -1,0 +1,136 @@
+"""The documents of a piece, row by row: what is read, what is no document, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from distill.errors import InputError
+from distill.text.corpus import CorpusConfig, Piece
+from distill.text.streams import lines_of, whole
+
+_FIELDS_TOLD = 10
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row that holds no document where one was expected.
+
+    Args:
+        row: number in the piece, from 0.
+        why: in words.
+    """
+
+    row: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a piece that follow each other.
+
+    Args:
+        first: number of the first in the piece, from 0.
+        texts: one a row; None for an empty line, and for what cannot be read.
+        unreadable: which of them, and why.
+    """
+
+    first: int
+    texts: list[str | None]
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+def read_blocks(piece: Piece, config: CorpusConfig) -> Iterator[Block]:
+    """All rows of a piece, in order, in blocks of about a megabyte.
+
+    Raises:
+        InputError: the file has changed, or a document is too long; a package that reads the file is not installed.
+        DamagedDataError: the file is broken.
+        UnsafeFileError: a compressed file becomes too large.
+    """
+    if piece.file.format == "parquet":
+        from distill.text.parquet import read_rows
+
+        yield from _numbered(read_rows(piece, config.field, longest=config.document_bytes))
+    elif piece.file.format == "text" and config.document == "file":
+        yield from _numbered(iter([[_decoded(whole(piece, longest=config.document_bytes))]]))
+    elif piece.file.format == "text":
+        lines = lines_of(piece, longest=config.document_bytes)
+        yield from _numbered([_decoded(line) for line in block] for block in lines)
+    else:
+        lines = lines_of(piece, longest=config.document_bytes)
+        yield from _numbered(_parsed(block, config.field) for block in lines)
+
+
+# A row is its text, None where there is nothing, or the reason why it cannot be read.
+Row = str | None | ValueError
+
+
+def _numbered(blocks: Iterator[list[Row]]) -> Iterator[Block]:
+    first = 0
+    for rows in blocks:
+        unreadable = tuple(
+            Unreadable(first + place, str(row))
+            for place, row in enumerate(rows)
+            if isinstance(row, ValueError)
+        )
+        yield Block(first, [row if isinstance(row, str) else None for row in rows], unreadable)
+        first += len(rows)
+
+
+def _decoded(line: bytes) -> Row:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return ValueError(f"is no UTF-8: {error.reason} at byte {error.start}")
+    return text if text and not text.isspace() else None
+
+
+def _parsed(lines: list[bytes], field: str) -> list[Row]:
+    """The field's text of each line of JSON."""
+    loads = _parser()
+    rows: list[Row] = []
+    for line in lines:
+        if not line or line.isspace():
+            rows.append(None)
+            continue
+        try:
+            value = loads(line)
+        except ValueError:
+            value = _strictly(line)
+        rows.append(_text_of(value, field))
+    return rows
+
+
+def _strictly(line: bytes) -> Any:
+    """What the standard library makes of a line that the fast parser refuses: halves of surrogate pairs, NaN."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"is no JSON: {error}")
+
+
+def _text_of(value: Any, field: str) -> Row:
+    if isinstance(value, ValueError):
+        return value
+    if not isinstance(value, dict):
+        return ValueError(f"is no JSON object, but {type(value).__name__}")
+    text = value.get(field)
+    if isinstance(text, str):
+        return text if text else None
+    if field in value:
+        return ValueError(f"holds no text in {field!r}, but {type(text).__name__}")
+    there = ", ".join(map(repr, list(value)[:_FIELDS_TOLD]))
+    return ValueError(f"has no field {field!r}; it has {there or 'none'}")
+
+
+def _parser() -> Any:
+    try:
+        from orjson import loads
+    except ImportError as error:
+        raise InputError(
+            "lines of JSON need the package orjson", fix="pip install 'distill[text]'"
+        ) from error
+    return loads

@@ -1,0 +1,254 @@
+"""Corpora of text: every kind of file gives the same rows, however it is cut and compressed; what is wrong is told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from distill.errors import DamagedDataError, DistillError, InputError, UnsafeFileError
+from distill.text import Corpus, CorpusConfig, find_files, read_blocks, streams
+
+TEXTS = [
+    "one",
+    "",
+    "zwei drei",
+    "d\u00e9j\u00e0 \u65e5\u672c\n\u2028line",
+    'tab\tand "quotes"',
+    "x" * 5000,
+    "last",
+]
+
+
+def lines(texts: list[str], **options: Any) -> bytes:
+    return b"".join(
+        json.dumps({"id": n, "text": text}, **options).encode() + b"\n" for n, text in enumerate(texts)
+    )
+
+
+def corpus(folder: Path, **options: Any) -> Corpus:
+    return find_files(CorpusConfig(files=[str(folder)], **options), where="data")
+
+
+def rows(found: Corpus, *, piece_bytes: int = 1 << 26) -> dict[str, list[str | None]]:
+    """All rows by file, with a check of their numbers."""
+    every: dict[str, list[str | None]] = {}
+    for piece in found.pieces(piece_bytes=piece_bytes):
+        read = 0
+        for block in read_blocks(piece, found.config):
+            assert block.first == read and not block.unreadable
+            every.setdefault(piece.file.name, []).extend(block.texts)
+            read += len(block.texts)
+    return every
+
+
+def parquet(path: Path, texts: list[str], **options: Any) -> None:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    table = pyarrow.table({"id": list(range(len(texts))), "text": texts})
+    write_table(table, path, row_group_size=2, **options)
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "a.jsonl": lambda path: path.write_bytes(lines(TEXTS)),
+    "a.ndjson": lambda path: path.write_bytes(lines(TEXTS, ensure_ascii=False)),
+    "a.json": lambda path: path.write_bytes(b"\xef\xbb\xbf" + lines(TEXTS).replace(b"\n", b"\r\n")),
+    "a.jsonl.gz": lambda path: path.write_bytes(
+        gzip.compress(lines(TEXTS[:3])) + gzip.compress(lines(TEXTS[3:]))
+    ),
+    "a.jsonl.zst": lambda path: path.write_bytes(
+        zstandard.compress(lines(TEXTS[:3])) + zstandard.compress(lines(TEXTS[3:]))
+    ),
+    "a.parquet": lambda path: parquet(path, TEXTS),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("read", [1 << 20, 7])
+@pytest.mark.parametrize("piece_bytes", [1 << 26, 1, 13, 100])
+def test_every_kind_of_file_gives_the_same_rows(
+    name: str, read: int, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_READ", read)
+    WRITERS[name](tmp_path / name)
+    wanted = [text or None for text in TEXTS]
+    assert rows(corpus(tmp_path), piece_bytes=piece_bytes) == {name: wanted}
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+@pytest.mark.parametrize("piece_bytes", range(1, 12))
+def test_lines_of_text_are_found_wherever_a_file_is_cut(end: str, piece_bytes: int, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n\nbc\n \nd e" + end, encoding="utf-8", newline="")
+    wanted = ["a", None, "bc", None, "d e", *([None] if end == "\n\n" else [])]
+    assert rows(corpus(tmp_path), piece_bytes=piece_bytes) == {"a.txt": wanted}
+
+
+def test_a_whole_file_may_be_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\nb\n")
+    (tmp_path / "b.md.gz").write_bytes(gzip.compress(b"c\nd"))
+    found = corpus(tmp_path, document="file")
+    assert rows(found, piece_bytes=1) == {"a.txt": ["a\nb\n"], "b.md.gz": ["c\nd"]}
+
+
+def test_files_are_in_the_order_of_names_and_known_by_them(tmp_path: Path) -> None:
+    for name in ("b/2.txt", "a/1.txt", "b/10.txt", "a/ignored.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    names = ["a/1.txt", "b/10.txt", "b/2.txt"]
+    orders = [[str(tmp_path)], [str(tmp_path / "b"), str(tmp_path / "a")], [str(tmp_path / "**" / "*.txt")]]
+    found = [find_files(CorpusConfig(files=files), where="data") for files in orders]
+    assert [[file.name for file in each.files] for each in found] == [names] * 3
+    assert len({each.identity for each in found}) == 1
+    (tmp_path / "a/1.txt").write_text("another size")
+    assert corpus(tmp_path).identity != found[0].identity
+
+
+BROKEN = [
+    (b'{"text": "cut', "is no JSON"),
+    (b"[1]", "is no JSON object, but list"),
+    (b'{"text": 3}', "holds no text in 'text', but int"),
+    (b'{"text": null}', "holds no text in 'text', but NoneType"),
+    (b'{"txt": "a", "id": 1}', "has no field 'text'; it has 'txt', 'id'"),
+    (b'{"text": "\xff"}', "is no JSON"),
+    (b"[" * 100_000, "is no JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "why"), BROKEN)
+def test_a_line_that_cannot_be_read_keeps_its_row(line: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(["one"]) + line + b"\n" + lines(["three"]))
+    found = corpus(tmp_path)
+    (block,) = read_blocks(found.pieces()[0], found.config)
+    assert block.texts == ["one", None, "three"]
+    (unreadable,) = block.unreadable
+    assert unreadable.row == 1 and unreadable.why.startswith(why)
+
+
+def test_what_only_the_standard_library_reads_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "half \\ud83d", "x": NaN}\n')
+    assert rows(corpus(tmp_path)) == {"a.jsonl": ["half \ud83d"]}
+
+
+def test_text_that_is_no_utf8_keeps_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a\nb\xff\nc\n")
+    found = corpus(tmp_path)
+    (block,) = read_blocks(found.pieces()[0], found.config)
+    assert block.texts == ["a", None, "c"] and "byte 1" in block.unreadable[0].why
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.parquet"])
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_a_document_that_is_too_long_is_refused(name: str, document: str, tmp_path: Path) -> None:
+    text = "y" * 3000
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        parquet(path, ["a", text])
+    else:
+        content = lines(["a", text]) if "json" in name else f"a\n{text}\n".encode()
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    found = corpus(tmp_path, document_bytes=2000, document=document)
+    with pytest.raises(InputError, match=r"longer than a document|too long") as caught:
+        list(read_blocks(found.pieces()[0], found.config))
+    assert name in str(caught.value.where)
+    if document == "line" and not name.endswith("parquet"):
+        assert str(caught.value.where).endswith("line 2")
+
+
+def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(TEXTS))
+    found = corpus(tmp_path)
+    piece = found.pieces()[0]
+    reading = read_blocks(piece, found.config)
+    path.write_bytes(lines([*TEXTS, "more"]))
+    with pytest.raises(InputError, match="has changed"):
+        list(reading)
+    path.unlink()
+    with pytest.raises(InputError, match="is gone"):
+        list(read_blocks(piece, found.config))
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_READ", 40)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(TEXTS))
+    found = corpus(tmp_path)
+    reading = read_blocks(found.pieces()[0], found.config)
+    next(reading)
+    with path.open("ab") as file:
+        file.write(lines(["more"]))
+    with pytest.raises(InputError, match="has changed"):
+        list(reading)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "nothing", "other"])
+def test_a_damaged_file_is_told(name: str, damage: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    WRITERS[name](path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if damage == "cut":
+        content = content[:-3]
+    elif damage == "flipped":
+        content[middle : middle + 8] = bytes(8)
+    else:
+        content = bytearray(b"" if damage == "nothing" else b"no such format, of some length at least")
+    path.write_bytes(content)
+    if damage == "nothing" and not name.endswith("parquet"):
+        assert rows(corpus(tmp_path)) == {}
+        return
+    with pytest.raises(DistillError) as caught:
+        found = corpus(tmp_path)
+        for piece in found.pieces():
+            for block in read_blocks(piece, found.config):
+                if block.unreadable:
+                    raise DamagedDataError("a flipped byte may leave lines that are no JSON", where=name)
+    assert isinstance(caught.value, DamagedDataError) and name in str(caught.value.where)
+
+
+def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short lines without end, from a small file: in bounded memory, until it is out of all proportion."""
+    monkeypatch.setattr(streams, "_EXPANSION_FROM", 1 << 22)
+    squeezed = zlib.compressobj(9, wbits=31)
+    bomb = b"".join(squeezed.compress(b"\n" * (1 << 20)) for _ in range(20)) + squeezed.flush()
+    (tmp_path / "a.txt.gz").write_bytes(bomb)
+    monkeypatch.setattr(streams, "_EXPANSION", 100)
+    found = corpus(tmp_path)
+    with pytest.raises(UnsafeFileError, match="100 times"):
+        for _ in read_blocks(found.pieces()[0], found.config):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["none*.jsonl"], "no file of text is there"),
+        (["a.png"], "no file of text that is known"),
+        (["empty"], "no file"),
+    ],
+)
+def test_files_that_are_not_there_are_refused(files: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=message) as caught:
+        find_files(CorpusConfig(files=[str(tmp_path / each) for each in files]), where="target")
+    assert caught.value.where == "target.files"
+
+
+def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", TEXTS)
+    for field, told in (("txt", "txt"), ("id", "id: int64")):
+        found = corpus(tmp_path, field=field)
+        with pytest.raises(InputError, match="no such column") as caught:
+            list(read_blocks(found.pieces()[0], found.config))
+        assert (caught.value.found, caught.value.allowed) == (told, "id, text")
