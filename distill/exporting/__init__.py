@@ -28,6 +28,7 @@ from distill.exporting.shards import DEFAULT_SHARD_BYTES, check_kinds, write_sha
 from distill.exporting.staging import refuse_occupied, reserved, staged_folder
 from distill.files import write_atomically
 from distill.progress import open_progress
+from distill.recipe import LoadedRecipe
 from distill.registry import DATA, lookup
 from distill.set_recipe import Made, read_provenance, recipe_of_set
 from distill.store.reader import read_set
@@ -35,6 +36,8 @@ from distill.store.reader import read_set
 Form = Literal["folder", "webdataset", "indices"]
 # What a set says of its run besides the data; a mistake or a missing path there is none of ours.
 _UNREAD = ("target", "evaluate")
+# What of the data decides which images a run is given: an export writes all that the set holds.
+_CHOOSING = ("classes", "cap", "valid", "bad_images")
 _NO_FILES = {"members": "members of archives", "pixels": "pixels in arrays"}
 
 
@@ -219,12 +222,24 @@ def _data(
     """The data of the set's recipe, which download nothing unless an argument says so, and what the set says."""
     made = read_provenance(distilled, where=str(path))
     loaded, _ = recipe_of_set(path, made, overrides, progress=progress, without=_UNREAD)
+    _refuse_choosing(loaded)
     config = loaded.recipe.data
     assert isinstance(config, DataConfig), "a name in distill.registry.DATA"
     if getattr(config, "download", False) and not loaded.by_argument("data", "download"):
         config = config.model_copy(update={"download": False})
     cls: type[Data] = lookup(config.name, DATA, what="data").load()
     return cls(config), made
+
+
+def _refuse_choosing(loaded: LoadedRecipe) -> None:
+    """Refuse arguments that would be ignored, and might be taken for a choice among the images of the set."""
+    for name in _CHOOSING:
+        if loaded.by_argument("data", name):
+            raise InputError(
+                "an export writes every image of the set, and does not read this",
+                where=loaded.where("data", name),
+                fix="leave it out; to have fewer, take them from the export, where indices tell classes and rows",
+            )
 
 
 def _found(data: Data, progress: Progress) -> Found:

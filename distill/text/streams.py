@@ -120,7 +120,8 @@ def _expanded(file: BinaryIO, of: TextFile) -> Iterator[bytes]:
 
 def _gunzipped(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """Members one after the other, as gzip allows."""
-    member, taken = None, b""
+    member: Any = None
+    taken = b""
     try:
         while taken or (taken := file.read(_READ)):
             member = member or zlib.decompressobj(wbits=31)
@@ -138,7 +139,8 @@ def _zstd(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """Frames one after the other. Few bytes at a time: a frame may make 30,000 of one, and cannot be told to wait."""
     zstandard = _zstandard()
     decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
-    frame, taken = None, b""
+    frame: Any = None
+    taken = b""
     try:
         while taken or (taken := file.read(_READ_ZSTD)):
             frame = frame or decompressor.decompressobj()
