@@ -20,6 +20,7 @@ from distill.yaml_lines import KeyPath, flow, quoted
 JsonSchema = dict[str, Any]
 
 _OURS = "distill"
+MISSING = "is missing"
 
 _NOT_A_NUMBER = dict.fromkeys(["float_type", "float_parsing"], "not a number")
 _NOT_WHOLE = dict.fromkeys(["int_type", "int_parsing", "int_from_float"], "not a whole number")
@@ -46,7 +47,7 @@ _WHAT = {
     "string_too_short": "text that is too short",
     "string_too_long": "text that is too long",
     "string_pattern_mismatch": "not of the allowed form",
-    "missing": "is missing",
+    "missing": MISSING,
     "extra_forbidden": "unknown key",
 }
 _NOT_ACCEPTED = "not an accepted value"

@@ -6,7 +6,8 @@ weights lie is said by the caller, or by a recipe.yaml beside the set that is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from distill.contracts import DistilledSet, Progress
-from distill.errors import DamagedDataError, InputError
+from distill.errors import DamagedDataError, InputError, RecipeErrors
 from distill.portable import at, path_places, without_paths
 from distill.recipe import LoadedRecipe, load_recipe, read_recipe
-from distill.recipe_problems import key_path
+from distill.recipe_problems import MISSING, key_path
 from distill.training.config import TrainConfig
 from distill.yaml_lines import MAX_DEPTH
 
@@ -117,8 +118,23 @@ def recipe_of_set(
             return load_recipe(str(beside), overrides), load_recipe(str(beside), elsewhere)
         progress.note(f"{beside} is not the set's own recipe, and is not used")
     read = {key: value for key, value in made.recipe.items() if key not in without}
-    told = _unfollowed(read, overrides, path, progress)
-    return read_recipe(told, overrides, source=str(path)), read_recipe(told, elsewhere, source=str(path))
+    with _missing_by_arguments():
+        told = _unfollowed(read, overrides, path, progress)
+        return read_recipe(told, overrides, source=str(path)), read_recipe(told, elsewhere, source=str(path))
+
+
+@contextmanager
+def _missing_by_arguments() -> Iterator[None]:
+    """What a recipe in a set lacks can be given by arguments alone: nobody adds a line to a set."""
+    try:
+        yield
+    except RecipeErrors as errors:
+        for problem in errors.problems:
+            key = (problem.where or "").rpartition(": ")[2]
+            if problem.what == MISSING and _section(key) not in _NOT_READ:
+                value = key.rpartition(".")[2].upper()
+                problem.fix = f"give {key}={value} on the command line; a set does not keep where files lie"
+        raise
 
 
 def _section(argument: str) -> str:

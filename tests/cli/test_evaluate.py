@@ -125,6 +125,7 @@ def test_paths_in_the_recipe_of_a_set_are_not_followed(call: Call, made: Path, t
     result = call("evaluate", path, *QUICK)
     assert result.exit_code == 2
     assert "data.folder: is missing" in result.stderr and "path" in result.stderr
+    assert "give data.folder=FOLDER on the command line" in result.stderr
     assert "no such folder" in call("evaluate", path, "data.folder=none", *QUICK).stderr
     path = with_recipe(made, tmp_path / "theirs.h5", cache=cache, evaluate={"students": [model]})
     result = call("evaluate", path, *QUICK)

@@ -441,7 +441,8 @@ def test_a_set_alone_is_told_where_the_data_are(
     alone = tmp_path / "alone.h5"
     shutil.copy(chosen, alone)
     result = call("export", alone, "--to", "folder", "--out", "exported")
-    assert_refused(result, "data.folder")
+    assert_refused(result, "data.folder", "give data.folder=FOLDER on the command line")
+    assert "add `" not in result.stderr
     images = images.rename(tmp_path / "moved")
     result = call("export", alone, f"data.folder={images}", "--to", "folder", "--out", "exported")
     assert result.exit_code == 0, result.output
