@@ -86,6 +86,7 @@ def render(
     )
 
 
+_MARKS = "Large marks are means, bars 95% intervals (Student's t), small ticks single seeds; last epoch."
 _OF_TEACHERS = (
     "The random arm that has no hard labels is labelled by the set's own teachers, as the set is: what is left of the "
     "difference to it, the images make."
@@ -108,10 +109,7 @@ def _accuracy(evaluation: Evaluation) -> str:
     return _section(
         measured(evaluation),
         f'<div class="card scroll">{plot}</div>',
-        _quiet(
-            "Large marks are means, bars 95% intervals (Student's t), small ticks single seeds; last epoch."
-        ),
-        _quiet(why) if why is not None else "",
+        _quiet(_MARKS if why is None else f"{_MARKS} {why}"),
         _quiet(_OF_TEACHERS) if any(labelled_control(each) for each in evaluation.results) else "",
         _table(table),
     )

@@ -105,6 +105,13 @@ def test_what_was_measured_is_told_everywhere(evaluation: Evaluation, on: str, t
     assert f"\xa02.5{told} where" in re.findall("<h1>(.*?)</h1>", text)[0]
 
 
+def test_the_caption_says_why_a_bar_is_missing(evaluation: Evaluation) -> None:
+    wide = replace(evaluation.results[0], accuracies=(0.361, 0.593))
+    page = Page(render(replace(evaluation, results=(wide, *evaluation.results[1:]))))
+    assert "last epoch. Too few seeds for some intervals" in page.text
+    assert "Too few seeds" not in Page(render(evaluation)).text
+
+
 def test_page_loads_and_runs_nothing(evaluation: Evaluation) -> None:
     text = render(evaluation, soft=np.full((6, 3), 1 / 3))
     page = Page(text)
