@@ -236,7 +236,8 @@ def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | No
     "--shard-bytes",
     metavar="SIZE",
     callback=_bytes,
-    help="The most that a shard takes, such as 500MB; default: 1GB.",
+    help="The most that a shard takes, such as 500MB, but for one sample that alone takes more: a shard holds at "
+    "least one; default: 1GB.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Warnings and errors only.")
 @debug_option
@@ -262,8 +263,13 @@ def export(
     webdataset  OUT/train-*.tar with the same in a .json beside each image, and OUT/classes.txt
     indices     OUT alone, a JSON object a line, in the order of the set
 
-    `distill run` reads the first two with data.name=folder and with data.name=webdataset data.test=0.2, the share
-    that becomes the test split.
+    Among what is told of an image, `row` is its number in the data as they were found, which `costs.file` uses too;
+    `index` is its number in the training split, which classes, caps and cuts made shorter.
+
+    `distill run` reads the first two with data.name=folder and with data.name=webdataset data.test=0.2. It cuts a
+    fifth of each class off as test images and a tenth of the rest for validation, and classes of one or two images
+    are too small for that. For a selection to be read whole, give data.valid=0 and bring test images: write the
+    folder to FOLDER/train and put them into FOLDER/test/CLASS, or name other shards, data.test=[SHARD,...].
 
     The disk must hold what is written; originals that are members of tar shards twice, since they leave in another
     order than they are read.

@@ -51,7 +51,7 @@ class Wish:
         originals: the originals, or the set's own images (for indices: the originals' paths, or none); None is the
             originals where the set is a selection.
         link: make links to the originals in place of copies; for folders.
-        shard_bytes: the most that a shard takes; None is 1 GB.
+        shard_bytes: the most that a shard takes, unless one sample alone takes more; None is 1 GB.
     """
 
     to: Form

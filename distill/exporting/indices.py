@@ -3,7 +3,7 @@
 One object a line, with the same keys in every line; null is what is not known:
 
     index   the image's number in the source's training split, as the selector counted
-    row     its number in the data as they were found, before classes, cap and cuts left any out
+    row     its number in the data as they were found, before classes, cap and cuts left any out; as costs.file counts
     class   the name of its class
     label   the number of its class in the set
     weight  of the pick, mean 1

@@ -233,6 +233,25 @@ def test_the_folder_reads_back(call: Call, chosen: Path, tmp_path: Path) -> None
     )
 
 
+def test_an_export_is_read_whole_as_the_help_says(
+    call: Call, chosen: Path, images: Path, tmp_path: Path
+) -> None:
+    """Otherwise splits are cut off it."""
+    assert call("export", chosen, "--to", "folder", "--out", "whole/train").exit_code == 0
+    shutil.copytree(images / "test", "whole/test")
+    assert call("export", chosen, "--to", "webdataset", "--out", "shards").exit_code == 0
+    assert call("export", chosen, "--to", "webdataset", "--out", "test").exit_code == 0
+    folder = {"folder": "whole", "resize": 6, "channels": "rgb"}
+    shards = {"folder": "shards", "resize": 6, "channels": "rgb"}
+    for source, size in (
+        (Folder(FolderConfig(**folder, valid=0)), 9),
+        (Folder(FolderConfig(**folder | {"folder": "whole/train"}, valid=0)), 6),
+        (WebDataset(WebDatasetConfig(**shards, test=["../test/train-000000.tar"], valid=0)), 9),
+        (WebDataset(WebDatasetConfig(**shards, test=0.2, valid=0)), 6),
+    ):
+        assert len(source.open(seed=0, progress=NullProgress()).train) == size
+
+
 def reading(size: tuple[int, int] | None = None) -> Reading:
     return Reading(PixelFormat(None, size), 0.0, NullProgress())
 
@@ -1048,6 +1067,9 @@ def test_help_says_what_is_written(call: Call) -> None:
         "nothing is left under OUT unless all agree",
         "shards twice",
         "unless `data.download=true`",
+        "a shard holds at least one",
+        "`row` is its number in the data as they were found, which `costs.file` uses too",
+        "read whole, give data.valid=0",
     ):
         assert promise in text
 
