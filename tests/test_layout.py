@@ -20,6 +20,7 @@ ORDER = [
     "errors",
     "files",
     "locks",
+    "processes",
     "randomness",
     "registry",
     "yaml_lines",

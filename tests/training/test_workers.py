@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from distill.errors import DistillError, MemoryExhaustedError, NonFiniteError
+from distill.processes import read_frame, write_frame
 from distill.training import worker as worker_module
 from distill.training.job import Job
 from distill.training.pool_files import PoolFiles
-from distill.training.workers import WorkerPool, read_frame, write_frame
+from distill.training.workers import WorkerPool
 
 MakeJob = Callable[..., Job]
 
