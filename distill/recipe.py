@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -21,7 +21,6 @@ from pydantic import (
     WithJsonSchema,
     create_model,
     model_serializer,
-    model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
@@ -162,8 +161,7 @@ class EvaluateConfig(Strict):
         regimes: labels that students of the set see; null is every one that applies.
         on: whose test split students are tested on: that of `data`, or of the `target`, which then has the same
             classes; `transfer` freezes students, which learn the set, and tests a linear classifier on their features
-            that learns the target's train split; with `nothing` no student is trained, and the other options are
-            refused.
+            that learns the target's train split; with `nothing` no student is trained.
         full_epochs: epochs on the full data; null gives it about as many optimiser steps as the other arms, at
             least one epoch.
     """
@@ -176,24 +174,6 @@ class EvaluateConfig(Strict):
     regimes: Annotated[tuple[Regime, ...], Field(min_length=1)] | None = None
     on: Tested = "data"
     full_epochs: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> Self:
-        # By value: a merged recipe names every default.
-        ignored = [
-            name
-            for name, field in type(self).model_fields.items()
-            if name != "on" and getattr(self, name) != field.get_default(call_default_factory=True)
-        ]
-        if self.on == "nothing" and ignored:
-            names = " and ".join(ignored)
-            error = InputError(
-                f"{names} would be ignored: with on: nothing no student is trained",
-                found=f"on: nothing with {names}",
-                fix="write evaluate: {on: nothing} alone (as an argument evaluate={on: nothing}), or set on to data",
-            )
-            raise ValueError(error.what) from error
-        return self
 
 
 class CacheConfig(Strict):

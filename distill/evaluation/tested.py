@@ -46,7 +46,7 @@ def refuse_one_class(source: Source) -> None:
                 where=name,
                 found=f"one class, {classes[0]!r}",
                 allowed="at least 2",
-                fix="write evaluate: {on: nothing}, or name data with classes",
+                fix="set evaluate.on: nothing, or name data with classes",
             )
 
 

@@ -222,12 +222,6 @@ CASES: list[tuple[str, str]] = [
         "  fix: did you mean 'hard'?",
     ),
     (
-        HEAD + STEP + "evaluate: {on: nothing, seeds: 3, against: [random_target]}\n",
-        "evaluate: seeds and against would be ignored: with on: nothing no student is trained\n"
-        "  found: on: nothing with seeds and against\n"
-        "  fix: write evaluate: {on: nothing} alone (as an argument evaluate={on: nothing}), or set on to data",
-    ),
-    (
         HEAD + STEP + "evaluate: {full_epochs: 1e3}\n",
         "evaluate.full_epochs: not a whole number\n  found: 1000.0\n  allowed: a whole number >= 1, or null\n"
         "  fix: write 1000",

@@ -87,16 +87,6 @@ def test_a_section_with_nothing_after_it_has_its_defaults(write) -> None:
     assert load_recipe(write(text)).recipe == small_recipe()
 
 
-def test_a_recipe_that_trains_no_student_loads_back_with_its_defaults(write) -> None:
-    """Options beside `on: nothing` are refused by value: the merged recipe names all of them."""
-    recipe = load_recipe(write(SMALL + "evaluate: {on: nothing}\n")).recipe
-    merged = merged_yaml(recipe)
-    assert "seeds: 5" in merged
-    assert load_recipe(write(merged)).recipe == recipe
-    changed = load_recipe(write(merged), ["evaluate.on=data", "evaluate.seeds=3"]).recipe.evaluate
-    assert (changed.on, changed.seeds) == ("data", 3)
-
-
 def test_a_recipe_does_not_change() -> None:
     with pytest.raises(ValidationError):
         small_recipe().seed = 1  # type: ignore[misc]
