@@ -11,7 +11,8 @@ seeds alone. Targeted selectors and glister look at the validation split, a tent
 learns from; it has the classes of the data, and what targeted ones were made for is another target.
 
 A row's seconds are those of its selection with everything it needs, networks and features included, also where they
-came from the cache. Finished runs are read back: an interrupted table goes on.
+came from the cache; where only they are wanted, `train.epochs=1 evaluate.seeds=2` leaves little else. Finished runs
+are read back: an interrupted table goes on.
 
 `ratio`: selectors whose mean accuracy is above that of random images, over all rows.
 """
