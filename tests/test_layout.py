@@ -21,6 +21,7 @@ ORDER = [
     "files",
     "locks",
     "processes",
+    "parallel",
     "randomness",
     "registry",
     "yaml_lines",
