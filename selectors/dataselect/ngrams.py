@@ -91,27 +91,31 @@ class NGrams:
             Tokens of each document, int64 (n,).
         """
         lengths = np.zeros(len(documents), dtype=np.int64)
-        self._scan(documents, counts, np.zeros(0), np.zeros(0), lengths)
+        self._scan(documents, counts, np.zeros((0, 0)), np.zeros((0, 0)), lengths)
         return lengths
 
     def score(
-        self, documents: Documents, model: NDArray[np.float64]
+        self, documents: Documents, models: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Sums of `model`, float64 (B,), over the n-grams of each document.
+        """Sums of each model's values over the n-grams of each document.
+
+        Args:
+            documents: n of them.
+            models: float64 (T, B).
 
         Returns:
-            The sums, float64 (n,), and tokens of each document, int64 (n,).
+            The sums, float64 (T, n), and tokens of each document, int64 (n,).
         """
-        scores = np.zeros(len(documents))
+        scores = np.zeros((len(models), len(documents)))
         lengths = np.zeros(len(documents), dtype=np.int64)
-        self._scan(documents, np.zeros(0, dtype=np.int64), model, scores, lengths)
+        self._scan(documents, np.zeros(0, dtype=np.int64), models, scores, lengths)
         return scores, lengths
 
     def _scan(
         self,
         documents: Documents,
         counts: NDArray[np.int64],
-        model: NDArray[np.float64],
+        models: NDArray[np.float64],
         scores: NDArray[np.float64],
         lengths: NDArray[np.int64],
     ) -> None:
@@ -124,7 +128,7 @@ class NGrams:
             self._keys,
             self._values,
             counts,
-            model,
+            models,
             scores,
             lengths,
         )
@@ -255,8 +259,8 @@ def _token_hash(text, start, stop, masks):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _scan(text, bounds, classes, n, buckets, keys, values, counts, model, scores, lengths):  # type: ignore[no-untyped-def]
-    """Every document's n-grams: counted where `counts` has room, summed over `model` where that has."""
+def _scan(text, bounds, classes, n, buckets, keys, values, counts, models, scores, lengths):  # type: ignore[no-untyped-def]
+    """Every document's n-grams: counted where `counts` has room, summed over each of `models` where not."""
     exact = len(values) > 0
     counting = len(counts) > 0
     masks = np.empty(9, dtype=np.uint64)
@@ -273,7 +277,6 @@ def _scan(text, bounds, classes, n, buckets, keys, values, counts, model, scores
             tokens = _find_ascii_tokens(text, first, last, classes, starts, stops)
         else:
             tokens = _find_tokens(text, first, last, classes, starts, stops)
-        total = 0.0
         for token in range(tokens):
             hashes[token] = _token_hash(text, starts[token], stops[token], masks)
             joined = key = hashes[token]
@@ -291,7 +294,6 @@ def _scan(text, bounds, classes, n, buckets, keys, values, counts, model, scores
                 if counting:
                     counts[bucket] += 1
                 else:
-                    total += model[bucket]
+                    for number in range(len(models)):
+                        scores[number, document] += models[number, bucket]
         lengths[document] = tokens
-        if not counting:
-            scores[document] = total

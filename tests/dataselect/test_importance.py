@@ -43,7 +43,7 @@ def test_figures_of_the_reference_package(shared_data: Path) -> None:
     assert model.min() == pytest.approx(-13.884786, abs=1e-6)
     assert model.max() == pytest.approx(6.154504, abs=1e-6)
     assert model.mean() == pytest.approx(-8.375072, abs=1e-6)
-    weights, lengths = features.score(corpus, model)
+    (weights,), lengths = features.score(corpus, model[None])
     assert weights[:5] == pytest.approx(
         [922.262987, -1093.891704, -2284.923559, -2488.817700, -2231.351727], abs=1e-6
     )
@@ -52,10 +52,11 @@ def test_figures_of_the_reference_package(shared_data: Path) -> None:
     assert divergence(target, raw) == pytest.approx(2.984670, abs=1e-6)
 
     second = shares(counted(features, documents(folder / "toy_target_data_2.jsonl")))
-    weights, _ = features.score(corpus, log_ratio(second, raw))
+    (weights,), _ = features.score(corpus, log_ratio(second, raw)[None])
     assert weights.argmax() == 2 and weights.max() == pytest.approx(949.554434, abs=1e-6)
 
-    smoothed, _ = features.score(corpus, log_ratio(shares(target_counts, smoothing=1.0), raw))
+    smooth = log_ratio(shares(target_counts, smoothing=1.0), raw)
+    (smoothed,), _ = features.score(corpus, smooth[None])
     assert smoothed.argsort()[::-1][:3].tolist() == [862, 864, 863]
 
 

@@ -80,8 +80,9 @@ def test_a_fast_hash_counts_the_same_ngrams(texts: list[str], n: int) -> None:
 def test_scores_are_sums_over_counts_and_lengths_are_tokens(hash: Hash) -> None:
     model = np.random.default_rng(0).normal(size=1000)
     features = NGrams(n=2, buckets=1000, hash=hash)
-    scores, lengths = features.score(Documents.of(ODD), model)
-    for text, score, length in zip(ODD, scores, lengths, strict=True):
+    scores, lengths = features.score(Documents.of(ODD), np.stack([model, -model]))
+    assert np.array_equal(scores[1], -scores[0])
+    for text, score, length in zip(ODD, scores[0], lengths, strict=True):
         counts = counted([text], n=2, buckets=1000, hash=hash)
         assert score == pytest.approx(counts @ model, rel=1e-12, abs=1e-12)
         assert length == len(tokens(text))
@@ -91,9 +92,9 @@ def test_scores_are_sums_over_counts_and_lengths_are_tokens(hash: Hash) -> None:
 
 def test_what_stands_beside_a_document_does_not_matter() -> None:
     features = NGrams(n=3, buckets=500)
-    model = np.random.default_rng(0).normal(size=500)
-    together, _ = features.score(Documents.of(ODD), model)
-    alone = [features.score(Documents.of([text]), model)[0][0] for text in ODD]
+    models = np.random.default_rng(0).normal(size=(1, 500))
+    (together,), _ = features.score(Documents.of(ODD), models)
+    alone = [features.score(Documents.of([text]), models)[0][0, 0] for text in ODD]
     assert together.tolist() == alone
 
 
