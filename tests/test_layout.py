@@ -76,9 +76,11 @@ OPEN_TO_SELECTORS = {
     "errors",
     "files",
     "machine_paths",
+    "parallel",
     "randomness",
     "registry",
     "selection",
+    "text",
     "training.config",
 }
 
