@@ -62,5 +62,10 @@ class EffectiveSize:
         self._greatest = greatest
 
     @property
+    def log_sum(self) -> float:
+        """Logarithm of the sum of the weights."""
+        return self._greatest + float(np.log(self._sum)) if self._sum else -np.inf
+
+    @property
     def size(self) -> float:
         return self._sum**2 / self._squares if self._squares else 0.0
