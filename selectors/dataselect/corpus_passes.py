@@ -17,16 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataselect.ngrams import Documents, Hash, NGrams
-from distill.contracts import Progress
 from distill.files import remove_stale_partials, write_bytes_atomically
 from distill.parallel import Pool
 from distill.text import Corpus, CorpusConfig, Piece, read_blocks
+
+if TYPE_CHECKING:
+    from distill.contracts import Progress
 
 ABSENT = -1  # tokens of a row without a document
 _PRODUCER = 1  # another number where results of the same inputs would be other ones

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,3 +148,12 @@ def test_rows_that_cannot_be_read_are_counted(tmp_path: Path, folder: Path) -> N
     (piece,) = count(find_files(CorpusConfig(files=[str(path)]), where="data"), folder, LocalPool(1))
     assert (piece.rows, piece.documents, piece.unreadable, piece.first) == (3, 1, 2, 1)
     assert piece.why == "holds no text in 'text', but int"
+
+
+def test_who_reads_text_does_not_wait_for_torch() -> None:
+    """Workers start with this import; torch takes seconds."""
+    program = (
+        "import sys, dataselect.corpus_passes, distill.parallel.worker; sys.exit('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
