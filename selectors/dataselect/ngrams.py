@@ -35,7 +35,7 @@ Hash = Literal["fast", "sha256"]
 _CODE_POINTS = 0x110000
 _SPACE, _WORD, _OTHER = 0, 1, 2
 _BEHIND = 8  # bytes behind the last document, which are read and masked
-_KNOWN = 1 << 20  # n-grams whose sha256 is remembered: 24 bytes each
+_KNOWN = 1 << 21  # n-grams whose sha256 is remembered: 24 bytes each
 
 _K1 = np.uint64(0x9E3779B97F4A7C15)
 _K2 = np.uint64(0xD6E8FEB86659FD93)
