@@ -137,15 +137,17 @@ def _fewer_before(number: int, *, among_all: bool) -> Iterator[None]:
 def _check_numbers(steps: Sequence[Method], source: Source) -> None:
     """Tell each step that asks how many images the steps before it will leave."""
     before: int | None = None
+    exactly = False
     for number, step in enumerate(steps):
         if before is not None and isinstance(step, FollowsImages):
             with step_named(number, step):
                 step.check_previous(before)
         estimate = step.estimate(train=len(source.train), classes=len(source.classes), before=before)
-        if before is not None and isinstance(step, Selector) and step.picks_among_all:
+        # A step that finds its size may leave fewer; what is too many then is refused when they are there.
+        if before is not None and exactly and isinstance(step, Selector) and step.picks_among_all:
             with step_named(number, step):
                 _refuse_full(before, estimate.images)
-        before = estimate.images
+        before, exactly = estimate.images, not estimate.at_most
 
 
 def _refuse_full(before: int, budget: int) -> None:

@@ -40,10 +40,8 @@ class PassCost(NamedTuple):
 def keep(folder: Path, cost: PassCost) -> None:
     """Add a line: a short one, appended, so that processes do not disturb each other."""
     line = f"{cost.of} {cost.start} {cost.stop} {cost.seconds:.6f} {cost.peak_bytes}\n"
-    with (
-        suppress(OSError),
-        (folder / FILE).open("a") as file,
-    ):  # a cost that cannot be kept is not known later
+    # A cost that cannot be kept is not known later, and that is told then.
+    with suppress(OSError), (folder / FILE).open("a") as file:
         file.write(line)
 
 

@@ -434,6 +434,18 @@ def test_a_full_budget_is_refused_before_any_work(kept: int, told: str | None, t
     assert str(caught.value.found).startswith(told)
 
 
+def test_a_step_that_finds_its_size_may_leave_room(tmp_path: Path) -> None:
+    """Its greatest size is above the budget; how many it keeps is not known before."""
+    from distill import pipeline
+
+    steps = [
+        {"semdedup": {"epsilon": 0.5, **PIXELS}},
+        {"facility_location": {"count": 60, "extend": True, "per_class": False, **PIXELS}},
+    ]
+    recipe = {"data": {"name": "digits", "cap": 60}, "steps": steps, "evaluate": {"on": "nothing"}}
+    assert "would run 2 steps" in pipeline.dry_run(recipe, out=tmp_path / "out", device="cpu")
+
+
 def test_extend_cannot_keep_what_has_no_features(
     source: Source, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
