@@ -104,12 +104,6 @@ class Piece:
     start: int
     stop: int
 
-    @property
-    def bytes(self) -> int:
-        """About how many bytes of the disk it has."""
-        plain = self.stop and self.file.format != "parquet"
-        return self.stop - self.start if plain else self.file.size
-
 
 @dataclass(frozen=True)
 class Corpus:

@@ -207,12 +207,11 @@ def _done(
     remove_stale_partials(folder)
     paths = [folder / f"{work.kind}-{number:06d}.{work.identity}.npz" for number, work in enumerate(works)]
     missing = [number for number, path in enumerate(paths) if not _is_whole(path)]
-    sizes = [works[number].piece.bytes for number in missing]
     if missing:
-        with progress.task(title, total=sum(sizes), unit="byte") as task:
+        with progress.task(title, total=len(missing), unit="piece") as task:
             for place, arrays in pool.each(function, [works[number] for number in missing], doing=title):
                 write_bytes_atomically(paths[missing[place]], _packed(arrays))
-                task.advance(sizes[place])
+                task.advance()
     return paths
 
 
