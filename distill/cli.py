@@ -50,6 +50,11 @@ def _what_a_run_leaves(params: dict[str, Any]) -> str:
 @click.option("--dry-run", is_flag=True, help="Resolve and estimate everything, run nothing.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; an error if there is none.")
 @click.option("--fresh", is_flag=True, help="Start anew, replacing whatever run the folder holds.")
+@click.option(
+    "--materialise",
+    type=click.Choice(["jsonl", "parquet"]),
+    help="Of text, also write the chosen documents into the folder, as documents.jsonl or documents.parquet.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Results, warnings and errors only.")
 @debug_option
 def run(
@@ -61,6 +66,7 @@ def run(
     dry_run: bool,
     resume: bool,
     fresh: bool,
+    materialise: str | None,
     quiet: bool,
 ) -> None:
     """Run RECIPE: from data to an evaluated set.
@@ -89,12 +95,14 @@ def run(
         seed=seed,
         resume=resume,
         fresh=fresh,
+        materialise=materialise,  # type: ignore[arg-type]  # click lets nothing else through
         quiet=quiet,
     )
     click.echo(result.table)
     click.echo()
-    for path in (result.folder.set, result.folder.report_json, result.folder.report_html):
-        click.echo(str(path))
+    for path in (result.folder.set, result.folder.report_json, result.folder.report_html, result.documents):
+        if path is not None:
+            click.echo(str(path))
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -214,9 +222,9 @@ def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | No
 @click.argument("overrides", nargs=-1, metavar="[data.KEY=VALUE]...")
 @click.option(
     "--to",
-    type=click.Choice(["folder", "webdataset", "indices"]),
+    type=click.Choice(["folder", "webdataset", "indices", "jsonl", "parquet"]),
     required=True,
-    help="OUT/CLASS/IMAGE, tar shards in OUT, or OUT as a file of JSON lines.",
+    help="OUT/CLASS/IMAGE, tar shards in OUT, or OUT as a file of JSON lines; jsonl and parquet of documents.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="What to write; nothing is there yet."
@@ -262,6 +270,8 @@ def export(
     folder      OUT/CLASS/IMAGE, and OUT/indices.jsonl with indices, weights, scores and paths
     webdataset  OUT/train-*.tar with the same in a .json beside each image, and OUT/classes.txt
     indices     OUT alone, a JSON object a line, in the order of the set
+    jsonl       of documents: OUT alone, the records as they stand, in the order of the corpus
+    parquet     of documents: OUT alone, with the columns text, file, row and score
 
     Among what is told of an image, `row` is its number in the data as they were found, which `costs.file` uses too;
     `index` is its number in the training split, which classes, caps and cuts made shorter.

@@ -7,7 +7,7 @@ W width, P parameters.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,8 @@ from distill.training.config import Strict, TrainConfig
 if TYPE_CHECKING:
     from distill.cache import Cache
     from distill.costs import Costs
+    from distill.parallel import Pool
+    from distill.text import Corpus
     from distill.training.engine import Engine
 
 
@@ -176,6 +178,29 @@ class DistilledSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class DocumentSet:
+    """The artefact of a selection of documents: where each of them lies. The texts stay in the files of the corpus.
+
+    Args:
+        selection: n documents; `indices` are their numbers among all rows of the corpus, counted through its files in
+            the order of their names.
+        files: names of the files that hold a document of the set, in order.
+        file: int32 (n,), numbers in `files`.
+        row: int64 (n,), rows in these files, from 0, those without a document counted.
+        provenance: as that of a `DistilledSet`.
+    """
+
+    selection: Selection
+    files: tuple[str, ...]
+    file: np.ndarray
+    row: np.ndarray
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.row)
 
 
 class Task(Protocol):
@@ -372,3 +397,105 @@ class Method(ABC):
         self, ctx: Context, source: Source, previous: DistilledSet | Selection | None
     ) -> DistilledSet | Selection:
         """Do the step. `previous` is the result of the step before, None for the first."""
+
+
+@dataclass(frozen=True)
+class DocumentContext:
+    """What a selector of documents may use of the run around it.
+
+    Args:
+        seed: the recipe's seed.
+        corpus: the documents to choose from.
+        targets: what they are to resemble, by name; at least one.
+        pool: processes side by side.
+        progress: where to tell what happens.
+        scratch: a folder of this step for its own results; survives an interrupted run.
+    """
+
+    seed: int
+    corpus: Corpus
+    targets: Mapping[str, Corpus]
+    pool: Pool
+    progress: Progress
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What was found in a corpus.
+
+    Args:
+        files: how many.
+        rows: of them, also those without a document.
+        documents: rows with one.
+        unreadable: rows that could not be read, and were left out.
+        ngrams: of all documents.
+        counts_sha256: sha256 (hex) of the counts of the hashed n-grams: what the corpus says, wherever it lies.
+    """
+
+    files: int
+    rows: int
+    documents: int
+    unreadable: int
+    ngrams: int
+    counts_sha256: str
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """A target, and what was chosen for it. KL is the divergence KL(target || ...) of n-grams, in nats.
+
+    Args:
+        name: of the target.
+        corpus: what was found in it.
+        chosen: documents taken for it.
+        effective: effective sample size of the weights towards it, among the documents that pass the filter.
+        kl_corpus: from the whole corpus.
+        kl_chosen: from the documents taken for it; None where these have no n-gram.
+    """
+
+    name: str
+    corpus: CorpusFacts
+    chosen: int
+    effective: float
+    kl_corpus: float
+    kl_chosen: float | None
+
+    @property
+    def kl_reduction(self) -> float | None:
+        return None if self.kl_chosen is None else self.kl_corpus - self.kl_chosen
+
+
+@dataclass(frozen=True)
+class DocumentChoice:
+    """What a selector of documents found.
+
+    Args:
+        documents: the set, without provenance.
+        corpus: what was found in the corpus.
+        passed: documents that passed the selector's filter.
+        targets: in the order in which they took.
+    """
+
+    documents: DocumentSet
+    corpus: CorpusFacts
+    passed: int
+    targets: tuple[TargetFacts, ...]
+
+
+class DocumentSelector(ABC):
+    """A selector of documents of text. A subclass sets the class attributes, its `Config`, and `run`."""
+
+    name: ClassVar[str]
+    kind: ClassVar[StepKind] = "selector"
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def check(self, targets: Sequence[str]) -> None:  # noqa: B027
+        """Raise InputError where targets of these names cannot serve; called before anything is read."""
+
+    @abstractmethod
+    def run(self, ctx: DocumentContext) -> DocumentChoice:
+        """Choose documents."""

@@ -8,12 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
+
+import torch
 
 from distill.evaluation.protocol import Ledger
 from distill.evaluation.results import StageCost
 from distill.files import write_bytes_atomically
-from distill.training.engine import Engine
 from distill.training.memory import peak_bytes, reset_peak
+
+
+class Measured(Protocol):
+    """Who works, and where."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def take_worker_peak(self) -> int:
+        """Bound on the worker processes' memory together since the last call, bytes; 0 if none worked."""
+        ...
 
 
 class Costs:
@@ -23,7 +36,7 @@ class Costs:
         engine: whose device and worker processes are measured.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Measured) -> None:
         self.engine = engine
         self.stages: dict[str, StageCost] = {}
         self._start = time.perf_counter()

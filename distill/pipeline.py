@@ -20,6 +20,7 @@ from distill.cache import Cache, Limits, default_folder
 from distill.contracts import (
     Context,
     DistilledSet,
+    DocumentSelector,
     Method,
     Progress,
     Selection,
@@ -29,6 +30,12 @@ from distill.contracts import (
 )
 from distill.costs import CostedLedger, Costs
 from distill.data import open_source, open_target, with_target
+from distill.document_checks import check_images, check_text
+from distill.document_plan import plan_documents
+from distill.document_results import DocumentReport
+from distill.document_results import from_report as from_document_report
+from distill.document_run import materialise as write_out
+from distill.document_run import run_documents
 from distill.dry_run import dry_run as plan_text
 from distill.environment import code_revision, device_name, machine, versions
 from distill.errors import DamagedDataError, InputError
@@ -38,6 +45,7 @@ from distill.evaluation.protocol import Protocol
 from distill.evaluation.protocol import evaluate as compare
 from distill.evaluation.results import ArmResult, Evaluation, PairedDifference, SetBytes, from_report
 from distill.evaluation.tested import check_tested, reads_target, without_learned
+from distill.exporting.documents import Written
 from distill.files import disk_errors
 from distill.labels.codecs import label_bytes
 from distill.labels.labelling import view_labels
@@ -47,6 +55,7 @@ from distill.portable import refuse_absent_files, without_paths
 from distill.progress import NullProgress, open_progress
 from distill.recipe import LoadedRecipe, Recipe, as_dict, load_recipe, make_recipe, merged_yaml
 from distill.registry import lookup, methods
+from distill.report import documents as document_report
 from distill.report.tables import render
 from distill.report.write import write_report
 from distill.run_folder import RunFolder, State
@@ -65,13 +74,15 @@ class RunResult:
 
     Args:
         folder: its files.
-        evaluation: accuracies, differences, bytes and costs.
+        evaluation: accuracies, differences, bytes and costs; of text, what was chosen.
         table: the evaluation as text.
+        documents: the documents of the set written out, where that was asked for.
     """
 
     folder: RunFolder
-    evaluation: Evaluation
+    evaluation: Evaluation | DocumentReport
     table: str
+    documents: Path | None = None
 
 
 def run(
@@ -83,6 +94,7 @@ def run(
     seed: int | None = None,
     resume: bool = False,
     fresh: bool = False,
+    materialise: Written | None = None,
     quiet: bool = False,
 ) -> RunResult:
     """Run a recipe from data to an evaluated set; where the folder holds this very run finished, read its results.
@@ -95,33 +107,78 @@ def run(
         seed: instead of the recipe's.
         resume: insist on going on with an interrupted run.
         fresh: start anew, whatever the folder holds; earlier results stay in `previous` until the run is done.
+        materialise: also write the documents that were chosen, as documents.jsonl or documents.parquet; for text.
         quiet: tell warnings only.
 
     Raises:
         DistillError: with an exit code and what to do; see `distill.errors`.
     """
     loaded, name = resolve(recipe, overrides, seed)
+    _refuse_for_images(loaded, materialise)
     folder = RunFolder(Path(out) if out else Path("runs") / name)
-    torch_device = choose_device(device)
+    torch_device = _device_of(loaded, device)
     merged = merged_yaml(loaded)
     folder.check(merged, resume=resume, fresh=fresh)  # before the lock, which makes the folder
     with folder.locked():
         state = folder.open(merged, resume=resume, fresh=fresh)
         if state == "finished":
-            evaluation = _read_back(folder, quiet=quiet)
-            return RunResult(folder, evaluation, render(evaluation))
-        with open_progress(folder.log, quiet=quiet) as progress:
-            if state == "interrupted":
-                progress.note(f"going on with the interrupted run in {folder.root}")
-            if folder.previous.exists():
-                progress.note(f"earlier results are kept in {folder.previous} until this run is finished")
-            with workshop(loaded, torch_device, progress) as shop:
-                evaluation = _run(loaded, folder, shop, state=state)
-        folder.finish()
-    return RunResult(folder, evaluation, render(evaluation))
+            evaluation = _read_back(folder, loaded, quiet=quiet)
+        else:
+            with open_progress(folder.log, quiet=quiet) as progress:
+                _tell_state(folder, state, progress)
+                evaluation = _run_either(loaded, folder, torch_device, progress, state=state)
+            folder.finish()
+        documents = None
+        if materialise is not None:
+            with open_progress(folder.log, quiet=quiet) as progress:
+                documents = write_out(folder, materialise, progress)
+    return RunResult(folder, evaluation, _rendered(evaluation), documents)
 
 
-def _read_back(folder: RunFolder, *, quiet: bool) -> Evaluation:
+def _tell_state(folder: RunFolder, state: State, progress: Progress) -> None:
+    if state == "interrupted":
+        progress.note(f"going on with the interrupted run in {folder.root}")
+    if folder.previous.exists():
+        progress.note(f"earlier results are kept in {folder.previous} until this run is finished")
+
+
+def _run_either(
+    recipe: Recipe, folder: RunFolder, device: torch.device, progress: Progress, *, state: State
+) -> Evaluation | DocumentReport:
+    """The road of documents, or that of images."""
+    steps = make_steps(recipe)
+    if recipe.of_text:
+        return run_documents(recipe, check_text(recipe, steps), folder, progress, state=state)
+    with workshop(recipe, device, progress) as shop:
+        return _run(recipe, check_images(recipe, steps), folder, shop, state=state)
+
+
+def _rendered(evaluation: Evaluation | DocumentReport) -> str:
+    return (
+        document_report.render(evaluation) if isinstance(evaluation, DocumentReport) else render(evaluation)
+    )
+
+
+def _refuse_for_images(recipe: Recipe, materialise: Written | None) -> None:
+    if materialise is not None and not recipe.of_text:
+        raise InputError(
+            "documents are written of sets of documents",
+            where="--materialise",
+            found=materialise,
+            fix="write images with `distill export SET.H5 --to folder`",
+        )
+
+
+def _device_of(recipe: Recipe, name: str | None) -> torch.device:
+    """The device of a run; text is read by processors alone."""
+    if recipe.of_text and name not in (None, "cpu"):
+        raise InputError(
+            "text is read by processors, and no device serves", where="--device", found=name, allowed="cpu"
+        )
+    return torch.device("cpu") if recipe.of_text else choose_device(name)
+
+
+def _read_back(folder: RunFolder, recipe: Recipe, *, quiet: bool) -> Evaluation | DocumentReport:
     """What the finished run in the folder found."""
     with open_progress(None, quiet=quiet) as progress:
         progress.note(f"the run in {folder.root} is finished, these are its results; --fresh runs it again")
@@ -130,7 +187,7 @@ def _read_back(folder: RunFolder, *, quiet: bool) -> Evaluation:
         report = json.loads(folder.report_json.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedDataError("the report is damaged", where=where, fix="run again with --fresh") from error
-    return from_report(report, where=where)
+    return from_document_report(report, where=where) if recipe.of_text else from_report(report, where=where)
 
 
 def dry_run(
@@ -147,7 +204,10 @@ def dry_run(
     loaded, name = resolve(recipe, overrides, seed)
     folder = RunFolder(Path(out) if out else Path("runs") / name)
     state = folder.check(merged_yaml(loaded), resume=resume, fresh=fresh)
-    return plan_text(loaded, make_steps(loaded), folder, choose_device(device), state=state)
+    steps, on = make_steps(loaded), _device_of(loaded, device)
+    if loaded.of_text:
+        return plan_documents(loaded, check_text(loaded, steps), folder, state=state)
+    return plan_text(loaded, check_images(loaded, steps), folder, on, state=state)
 
 
 def resolve(
@@ -226,8 +286,9 @@ def workshop(recipe: Recipe, device: torch.device, progress: Progress) -> Iterat
         yield Workshop(recipe, engine, cache, costs, progress)
 
 
-def _run(recipe: Recipe, folder: RunFolder, shop: Workshop, *, state: State) -> Evaluation:
-    steps = make_steps(recipe)
+def _run(
+    recipe: Recipe, steps: Sequence[Method], folder: RunFolder, shop: Workshop, *, state: State
+) -> Evaluation:
     check_places(steps, recipe)
     check_files(steps)
     with shop.costs.stage("data"):
@@ -281,7 +342,7 @@ def _fingerprints(source: Source) -> dict[str, str]:
     }
 
 
-def make_steps(recipe: Recipe) -> list[Method]:
+def make_steps(recipe: Recipe) -> list[Method | DocumentSelector]:
     """The recipe's methods with their configurations."""
     known = methods()
     return [lookup(step.method, known, what="method").load()(step.config) for step in recipe.steps]

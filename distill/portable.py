@@ -22,7 +22,7 @@ class PathPlace:
 
     Args:
         path: where it stands in the recipe as plain data.
-        value: one path, a list of them, or None.
+        value: one path, a list of them, a mapping of names to either, or None.
         mark: of its field.
         sha256: what the recipe says of the file's content, None where it says nothing.
     """
@@ -46,7 +46,9 @@ def _below(value: Any, path: KeyPath) -> Iterator[PathPlace]:
             held, mark = getattr(value, name), path_mark(field)
             if mark is None:
                 yield from _below(held, (*path, name))
-            elif held is None or isinstance(held, str | list | tuple):  # a number in its place is no path
+            elif held is None or isinstance(
+                held, str | list | tuple | dict
+            ):  # a number in its place is no path
                 told = None if mark.sha256 is None else getattr(value, mark.sha256)
                 yield PathPlace((*path, name), held, mark, told)
     elif isinstance(value, list | tuple | dict):
@@ -56,7 +58,7 @@ def _below(value: Any, path: KeyPath) -> Iterator[PathPlace]:
 
 
 def without_paths(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, without paths and without the cache: equal wherever the files lay.
+    """The recipe as plain data, without paths, cache and engine: equal wherever the files lay and the work was done.
 
     Where a result depends on the content of a file, its sha256 stands for its path.
 
@@ -64,7 +66,7 @@ def without_paths(recipe: Recipe) -> dict[str, Any]:
         InputError: such a file cannot be read.
     """
     plain = as_dict(recipe)
-    del plain["cache"]
+    del plain["cache"], plain["engine"]
     for place in path_places(recipe):
         if place.path[0] == "cache":
             continue

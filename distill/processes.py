@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
 from distill.errors import DistillError, MemoryExhaustedError
@@ -99,6 +100,13 @@ class WorkerProcess:
                 f"the process that {self.label} was killed, most likely for memory", fix=self.fix
             )
         return DistillError(f"the process that {self.label} ended with code {code}; its message stands above")
+
+    def peak_bytes(self) -> int:
+        """The greatest memory that it has had so far; 0 where the system does not tell."""
+        with suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+            return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+        return 0
 
     def stop(self) -> None:
         """End it now."""

@@ -145,6 +145,8 @@ StepField = Annotated[SerializeAsAny[Step], PlainValidator(_read_step), WithJson
 Control = Literal["random", "random_soft", "random_target", "full"]
 Regime = Literal["hard", "soft", "teacher"]
 Tested = Literal["data", "target", "transfer", "nothing"]
+Where = Literal["local", "ray"]
+TEXT = "text"  # the name of data that no student learns
 
 
 def _default_students() -> tuple[Strict, ...]:
@@ -161,7 +163,7 @@ class EvaluateConfig(Strict):
         regimes: labels that students of the set see; null is every one that applies.
         on: whose test split students are tested on: that of `data`, or of the `target`, which then has the same
             classes; `transfer` freezes students, which learn the set, and tests a linear classifier on their features
-            that learns the target's train split; with `nothing` no student is trained.
+            that learns the target's train split; with `nothing` no student is trained, which is the default of text.
         full_epochs: epochs on the full data; null gives it about as many optimiser steps as the other arms, at
             least one epoch.
     """
@@ -210,6 +212,7 @@ class Recipe(Strict):
         steps: methods in order, each given the result of the one before.
         evaluate: how the set is compared.
         cache: where intermediate results are kept.
+        engine: who reads text: processes of this machine, or a Ray cluster; it does not change results.
     """
 
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
@@ -220,6 +223,13 @@ class Recipe(Strict):
     steps: Annotated[tuple[StepField, ...], Field(min_length=1)]
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     cache: CacheConfig = CacheConfig()
+    engine: Where = "local"
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the data are documents, and not images."""
+        name: str = self.data.name  # type: ignore[attr-defined]
+        return name == TEXT
 
 
 @dataclass(frozen=True)
@@ -342,6 +352,7 @@ def _check(draft: Draft, *, source: str) -> Recipe:
     raw = draft.value
     if isinstance(raw, dict):
         raw = {key: value for key, value in raw.items() if value is not None or key not in _OPTIONAL_SECTIONS}
+    raw = _without_students(raw)
     recipe, found = None, []
     try:
         recipe = Recipe.model_validate_json(json.dumps(raw))
@@ -356,6 +367,15 @@ def _check(draft: Draft, *, source: str) -> Recipe:
     if recipe is None or problems:
         raise RecipeErrors(_in_order(problems, source), source=source)
     return recipe
+
+
+def _without_students(raw: Any) -> Any:
+    """The recipe, where a text recipe does not say what students are tested on: there are none."""
+    data = raw.get("data") if isinstance(raw, dict) else None
+    evaluate = raw.get("evaluate", {}) if isinstance(raw, dict) else None
+    if not isinstance(data, dict) or data.get("name") != TEXT or not isinstance(evaluate, dict):
+        return raw
+    return {**raw, "evaluate": {"on": "nothing", **evaluate}}
 
 
 def _unknown_resets(draft: Draft, raw: Any) -> list[tuple[str, Problem]]:

@@ -92,6 +92,7 @@ METHODS: dict[str, Entry] = {
             ("less", "dataselect.influence:Less", "LESS: gradients most like a class of the target"),
             ("score", "dataselect.scores:ScoreChoice", "the hardest, the easiest or the middle by a score"),
             ("ccs", "dataselect.ccs:CoverageCentric", "strata of hardness, without the very hardest"),
+            ("dsir", "dataselect.dsir:DSIR", "DSIR: documents whose n-grams are those of the target"),
             ("d2", "dataselect.d2:MessagePassing", "hard and unlike each other, by messages on a graph"),
         ],
     ),
@@ -135,13 +136,24 @@ DATA: dict[str, Entry] = _table(
         ("webdataset", "distill.data.webdataset:WebDataset", "tar shards of jpg/png + cls, streamed"),
         ("idx", "distill.data.idx:Idx", "MNIST's file format, gzipped or not"),
         ("arrays", "distill.data.arrays:Arrays", "npz, npy pairs or HDF5 arrays"),
+        (
+            "text",
+            "distill.text.data:Text",
+            "files of text: JSON lines, parquet, plain; for selectors of documents",
+        ),
     ],
 )
 
 # What a recipe's target may be.
 TARGETS: dict[str, Entry] = {
     **DATA,
-    **_table("data", [("valid", "distill.data.valid:ValidTarget", "the validation split of the data")]),
+    **_table(
+        "data",
+        [
+            ("valid", "distill.data.valid:ValidTarget", "the validation split of the data"),
+            ("text", "distill.text.data:TextTarget", "files of text that documents are to resemble"),
+        ],
+    ),
 }
 
 MODELS: dict[str, Entry] = _table(

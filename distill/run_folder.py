@@ -30,6 +30,7 @@ from distill.recipe import differences
 from distill.store.summary import summarise
 
 State = Literal["new", "interrupted", "finished"]
+DOCUMENT_FORMS = ("jsonl", "parquet")
 _SHOWN = 8  # differences between two recipes, or between two origins
 
 
@@ -81,11 +82,15 @@ class RunFolder:
 
     def keep_cost(self, number: int, cost: StageCost) -> None:
         """Remember what a finished step cost."""
-        save_cost(self.resume / f"step-{number}.json", cost)
+        save_cost(self.cost(number), cost)
 
     def step_cost(self, number: int) -> StageCost:
         """What the interrupted run paid for a step that it finished."""
-        return load_cost(self.resume / f"step-{number}.json")
+        return load_cost(self.cost(number))
+
+    def cost(self, number: int) -> Path:
+        """Where what a step has cost is kept."""
+        return self.resume / f"step-{number}.json"
 
     @property
     def origin(self) -> Path:
@@ -131,6 +136,15 @@ class RunFolder:
     def outputs(self) -> tuple[Path, ...]:
         """The files that a finished run leaves."""
         return (self.set, self.report_json, self.report_html, self.recipe, self.log)
+
+    def documents(self, form: str) -> Path:
+        """The documents of a set, written out in a form of `DOCUMENT_FORMS`."""
+        return self.root / f"documents.{form}"
+
+    @property
+    def _replaced(self) -> tuple[Path, ...]:
+        """What a new run replaces."""
+        return (*self.outputs, *map(self.documents, DOCUMENT_FORMS))
 
     def make(self) -> None:
         """Create the folder where it is absent."""
@@ -221,13 +235,13 @@ class RunFolder:
         with disk_errors(self.root):
             if aside.exists() or (self.set.exists() and not self._was_interrupted()):
                 aside.mkdir(exist_ok=True)
-                for path in self.outputs:
+                for path in self._replaced:
                     with suppress(FileNotFoundError):
                         path.replace(aside / path.name)
                 shutil.rmtree(self.previous, ignore_errors=True)
                 aside.rename(self.previous)
             shutil.rmtree(self.resume, ignore_errors=True)
-            for path in self.outputs:
+            for path in self._replaced:
                 path.unlink(missing_ok=True)
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distill.contracts import DistilledSet, Progress
+from distill.contracts import DistilledSet, DocumentSet, Progress
 from distill.errors import DamagedDataError, InputError, RecipeErrors
 from distill.portable import at, path_places, without_paths
 from distill.recipe import LoadedRecipe, load_recipe, read_recipe
@@ -43,7 +43,7 @@ class Made:
     notes: tuple[str, ...] = ()
 
 
-def read_provenance(distilled: DistilledSet, *, where: str) -> Made:
+def read_provenance(distilled: DistilledSet | DocumentSet, *, where: str) -> Made:
     """The part of a set's provenance that is read; DamagedDataError where it has another form.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from distill.contracts import Method, Source, StepKind
+from distill.contracts import DocumentSelector, Method, Source, StepKind
 from distill.errors import DistillError, InputError
 from distill.recipe import Recipe
 from distill.selection import Selector, check_total, class_budget, source_counts, whole_budget
@@ -161,7 +161,7 @@ def _refuse_full(before: int, budget: int) -> None:
 
 
 @contextmanager
-def step_named(number: int, step: Method) -> Iterator[None]:
+def step_named(number: int, step: Method | DocumentSelector) -> Iterator[None]:
     """Put the step's place in the recipe into an error that names none, or an option of the step."""
     try:
         yield
@@ -175,7 +175,7 @@ def step_named(number: int, step: Method) -> Iterator[None]:
         raise
 
 
-def _is_option(where: str, step: Method) -> bool:
+def _is_option(where: str, step: Method | DocumentSelector) -> bool:
     """Whether it is NAME.OPTION of the step."""
     name, _, path = where.partition(".")
     return name == step.name and re.split("[.:]", path)[0] in type(step.config).model_fields

@@ -20,6 +20,7 @@ from distill.data.rows import empty_classes
 from distill.errors import InputError
 from distill.exporting.changed import Compared
 from distill.exporting.data_folders import refuse_among_data
+from distill.exporting.documents import export_documents
 from distill.exporting.folder import Link, write_folder
 from distill.exporting.indices import write_indices
 from distill.exporting.originals import Originals, check_comparable, originals_in
@@ -31,9 +32,9 @@ from distill.progress import open_progress
 from distill.recipe import LoadedRecipe
 from distill.registry import DATA, lookup
 from distill.set_recipe import Made, read_provenance, recipe_of_set
-from distill.store.reader import read_set
+from distill.store.reader import is_of_documents, read_set
 
-Form = Literal["folder", "webdataset", "indices"]
+Form = Literal["folder", "webdataset", "indices", "jsonl", "parquet"]
 # What a set says of its run besides the data; a mistake or a missing path there is none of ours.
 _UNREAD = ("target", "evaluate")
 # What of the data decides which images a run is given: an export writes all that the set holds.
@@ -81,7 +82,7 @@ def export(
         quiet: tell warnings only.
 
     Returns:
-        How many images.
+        How many images, or documents.
 
     Raises:
         InputError: options that do not go together, a place that is taken or that the data are read from, data that are
@@ -92,6 +93,9 @@ def export(
     wish = Wish(to, Path(out), originals, link, shard_bytes)
     _check(wish, overrides)
     refuse_occupied(wish.out)
+    if is_of_documents(path):
+        return _export_documents(path, overrides, wish, quiet=quiet)
+    _refuse_documents(wish, path)
     distilled = read_set(path)
     _check_set(distilled, path, wish, overrides)
     refuse_among_data(wish.out, distilled, path, overrides, without=_UNREAD)
@@ -102,6 +106,30 @@ def export(
         what = "lines" if wish.to == "indices" else "images of the set" if found is None else "originals"
         progress.note(f"exported {len(distilled)} {what} to {wish.out}")
     return len(distilled)
+
+
+def _export_documents(path: Path, overrides: Sequence[str], wish: Wish, *, quiet: bool) -> int:
+    """Write a set of documents."""
+    given = [option for option, value in (("--originals", wish.originals), ("--link", wish.link)) if value]
+    if wish.to not in ("jsonl", "parquet", "indices") or given or wish.originals is False:
+        raise InputError(
+            "the set is one of documents",
+            where=str(path),
+            found=given[0] if given else "--pixels" if wish.originals is False else f"--to {wish.to}",
+            allowed="--to jsonl, parquet or indices",
+        )
+    with open_progress(None, quiet=quiet) as progress, reserved(wish.out):
+        return export_documents(path, overrides, to=wish.to, out=wish.out, progress=progress)
+
+
+def _refuse_documents(wish: Wish, path: Path) -> None:
+    if wish.to in ("jsonl", "parquet"):
+        raise InputError(
+            "the set is one of images",
+            where=str(path),
+            found=f"--to {wish.to}",
+            allowed="--to folder, webdataset or indices",
+        )
 
 
 def _check(wish: Wish, overrides: Sequence[str]) -> None:

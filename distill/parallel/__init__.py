@@ -37,6 +37,13 @@ class Pool(Protocol):
         """
         ...
 
+    def take_worker_peak(self) -> int:
+        """Memory that the processes besides this one had at most, together, since the last call, in bytes.
+
+        0 where none worked, and on Ray.
+        """
+        ...
+
 
 def open_pool(where: Where, *, workers: int) -> AbstractContextManager[Pool]:
     """Processes of this machine, or of the Ray cluster that is there.

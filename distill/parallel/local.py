@@ -26,6 +26,7 @@ class LocalPool:
         self.count = count
         self._workers: list[WorkerProcess] = []
         self._events: Events = queue.Queue()
+        self._peaks: dict[int, int] = {}  # by process
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +51,7 @@ class LocalPool:
                 worker, (kind, number, result) = next_event(self._events)
                 if kind == "error":
                     raise result
+                self._peaks[worker.process.pid] = worker.peak_bytes()
                 following = next(waiting, None)
                 if following is not None:
                     self._give(worker, function, items, following, doing)
@@ -57,6 +59,12 @@ class LocalPool:
         except BaseException:
             self._stop()  # what they still compute is of no use any more
             raise
+
+    def take_worker_peak(self) -> int:
+        """See `distill.parallel.Pool`."""
+        peak = sum(self._peaks.values())
+        self._peaks = {}
+        return peak
 
     def _give(
         self,

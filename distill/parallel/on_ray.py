@@ -64,6 +64,10 @@ class RayPool:
             for task in under_way:
                 ray.cancel(task, force=True)
 
+    def take_worker_peak(self) -> int:
+        """See `distill.parallel.Pool`."""
+        return 0
+
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
     """On a node: errors meant for users come back as results, whole."""

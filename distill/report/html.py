@@ -1,27 +1,24 @@
 """report.html: one page that holds everything, opens anywhere, and loads nothing.
 
-No scripts, no network: a Content-Security-Policy in the page forbids both, images are inline PNG, the plot is
-inline SVG. Every text from outside (class names, recipe, notes) passes `html.escape`.
+Images are inline PNG, the plot is inline SVG. Every text from outside (class names, recipe, notes) passes
+`html.escape`.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
 from distill.evaluation.results import Evaluation
 from distill.report.images import fitting_scale, grid_png, thumbnails
+from distill.report.page import cost_section, details, notes_section, page, quiet, section, table_of
 from distill.report.plot import accuracy_plot, labelled_control
 from distill.report.quantities import percent, size
-from distill.report.style import CSS
 from distill.report.tables import (
-    Table,
     accuracy_table,
-    cost_table,
     encoder_line,
     intervals_line,
     measured,
@@ -29,7 +26,6 @@ from distill.report.tables import (
     tested_on,
 )
 from distill.report.verdict import verdict
-from distill.yaml_lines import dump
 
 IMAGE_PIXELS = 64  # longer side of a shown image
 MOST_CLASSES = 50
@@ -40,8 +36,6 @@ MOST_IMAGES = (
 MIN_PER_CLASS = 5
 LABELLED_IMAGES = 8
 TOP_LABELS = 3
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def render(
@@ -69,21 +63,18 @@ def render(
         _images(images, labels, classes),
         _soft_labels(images, labels, classes, soft) if soft is not None else "",
         _size(evaluation, images=len(labels)),
-        _cost(evaluation),
-        _notes(evaluation.notes),
-        _details(evaluation),
+        cost_section(evaluation.cost),
+        notes_section(evaluation.notes),
+        details(
+            {
+                "Recipe, every default filled in": evaluation.recipe,
+                "Training of students, as the set asks for it": evaluation.train,
+            },
+            evaluation.environment,
+        ),
     ]
     headline = verdict(evaluation).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{CSS}\n</style>\n</head>\n<body>\n<main>\n"
-        f'<header><p class="kind">{escape(title)}</p>'
-        f"<h1>{escape(headline)}</h1></header>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return page(title, headline, sections)
 
 
 _MARKS = "Large marks are means, bars 95% intervals (Student's t), small ticks single seeds; last epoch."
@@ -93,25 +84,17 @@ _OF_TEACHERS = (
 )
 
 
-def _section(heading: str, *content: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>{''.join(content)}</section>"
-
-
-def _quiet(text: str) -> str:
-    return f'<p class="quiet">{escape(text)}</p>'
-
-
 def _accuracy(evaluation: Evaluation) -> str:
     if not evaluation.results:
         return ""
     table, why = accuracy_table(evaluation), intervals_line(evaluation)
     plot = accuracy_plot(evaluation.results, measured=measured(evaluation))
-    return _section(
+    return section(
         measured(evaluation),
         f'<div class="card scroll">{plot}</div>',
-        _quiet(_MARKS if why is None else f"{_MARKS} {why}"),
-        _quiet(_OF_TEACHERS) if any(labelled_control(each) for each in evaluation.results) else "",
-        _table(table),
+        quiet(_MARKS if why is None else f"{_MARKS} {why}"),
+        quiet(_OF_TEACHERS) if any(labelled_control(each) for each in evaluation.results) else "",
+        table_of(table),
     )
 
 
@@ -122,25 +105,7 @@ def _differences(evaluation: Evaluation) -> str:
         "Each seed trains every arm from the same weights; the interval is of the differences seed by seed."
     )
     heading = f"Differences in percentage points{tested_on(evaluation)}"
-    return _section(heading, _table(paired_table(evaluation)), _quiet(text))
-
-
-def _table(table: Table) -> str:
-    sides = [' class="right"' if name in table.right else "" for name in table.columns]
-    head = "".join(
-        f'<th scope="col"{side}>{escape(name)}</th>' for name, side in zip(table.columns, sides, strict=True)
-    )
-    rows = "".join(
-        "<tr>" + "".join(_cell(text, side) for text, side in zip(row, sides, strict=True)) + "</tr>"
-        for row in table.rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _cell(text: str, side: str) -> str:
-    if text == "excludes 0":
-        side = ' class="excludes"'
-    return f"<td{side}>{escape(text)}</td>"
+    return section(heading, table_of(paired_table(evaluation)), quiet(text))
 
 
 def _images(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
@@ -156,7 +121,7 @@ def _images(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> s
         facts += f"; the first {len(shown)} of {len(present)} classes are shown"
     if counts.max() > columns:
         facts += f"; the first {columns} of up to {counts.max()} images a class are shown"
-    return _section("Images", f'<div class="card images">{"".join(rows)}</div>', _quiet(f"{facts}."))
+    return section("Images", f'<div class="card images">{"".join(rows)}</div>', quiet(f"{facts}."))
 
 
 def _colours(channels: int) -> str:
@@ -186,7 +151,7 @@ def _soft_labels(images: np.ndarray, labels: np.ndarray, classes: Sequence[str],
     cards = [_soft_label(images, labels, classes, soft, index=index) for index in first]
     top = min(TOP_LABELS, len(classes))
     text = f"The {top} most probable classes of one image a class, the first {len(first)} classes."
-    return _section("Soft labels", f'<div class="card labels">{"".join(cards)}</div>', _quiet(text))
+    return section("Soft labels", f'<div class="card labels">{"".join(cards)}</div>', quiet(text))
 
 
 def _soft_label(
@@ -219,42 +184,4 @@ def _size(evaluation: Evaluation, *, images: int) -> str:
     each = f"{size(round(b.total / images))} an image, labels and everything else included."
     beside = encoder_line(evaluation)
     told = each if beside is None else f"{each} The {beside}."
-    return _section("Size", f'<div class="stats">{boxes}</div>', _quiet(told))
-
-
-def _cost(evaluation: Evaluation) -> str:
-    if not evaluation.cost:
-        return ""
-    cached = any(cost.cached for cost in evaluation.cost.values())
-    text = "Stages from the cache count what an earlier run paid, where that is known." if cached else ""
-    return _section("Cost", _table(cost_table(evaluation)), _quiet(text) if text else "")
-
-
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    return _section("Notes", f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>")
-
-
-def _details(evaluation: Evaluation) -> str:
-    recipe, train = (escape(dump(dict(facts))) for facts in (evaluation.recipe, evaluation.train))
-    environment = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
-        for name, value in _leaves(evaluation.environment)
-    )
-    return (
-        "<section><details open><summary>Recipe, every default filled in</summary>"
-        f'<pre class="card">{recipe}</pre></details>'
-        "<details open><summary>Training of students, as the set asks for it</summary>"
-        f'<pre class="card">{train}</pre></details>'
-        f"<details open><summary>Environment</summary><dl>{environment}</dl></details></section>"
-    )
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a nested mapping, in its order."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return section("Size", f'<div class="stats">{boxes}</div>', quiet(told))

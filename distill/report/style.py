@@ -56,6 +56,9 @@ td.excludes { font-weight: 640; color: var(--accent); }
   margin-bottom: .3rem; }
 .bar .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bar .share { text-align: right; color: var(--soft); font-variant-numeric: tabular-nums; }
+.document { margin-bottom: 1rem; overflow-wrap: anywhere; }
+.document p { margin: 0; white-space: pre-line; }
+.document p.quiet { margin-bottom: .4rem; }
 .bar i { grid-column: 1 / 3; height: 4px; border-radius: 2px; background: var(--line); overflow: hidden; }
 .bar i::before { content: ""; display: block; height: 100%; width: var(--share); background: var(--accent); }
 pre { margin: 0; overflow-x: auto;

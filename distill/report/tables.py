@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distill.evaluation.results import Evaluation, PairedDifference
+from distill.evaluation.results import Evaluation, PairedDifference, StageCost
 from distill.report.quantities import points, seconds, size, with_interval
 
 WIDTH = 80  # columns of a terminal; notes are wrapped there
@@ -87,7 +87,7 @@ def paired_table(evaluation: Evaluation) -> Table:
     )
 
 
-def cost_table(evaluation: Evaluation) -> Table:
+def cost_table(cost: Mapping[str, StageCost]) -> Table:
     """One row a stage."""
     return Table(
         "Cost",
@@ -95,11 +95,11 @@ def cost_table(evaluation: Evaluation) -> Table:
         tuple(
             (
                 stage,
-                seconds(cost.seconds),
-                "not measured" if cost.peak_bytes is None else size(cost.peak_bytes),
-                "from cache" if cost.cached else "",
+                seconds(each.seconds),
+                "not measured" if each.peak_bytes is None else size(each.peak_bytes),
+                "from cache" if each.cached else "",
             )
-            for stage, cost in evaluation.cost.items()
+            for stage, each in cost.items()
         ),
         right=frozenset({"time", "peak memory"}),
     )
@@ -125,10 +125,11 @@ def images_line(evaluation: Evaluation) -> str | None:
     of = "" if len(present) == len(counts) else f"{len(present)} of "
     least, most = min(present), max(present)
     each = str(most) if least == most else f"{least} to {most}"
-    return f"{_counted(sum(counts), 'image')} of {of}{_counted(len(counts), 'class')}, {each} a class"
+    return f"{counted(sum(counts), 'image')} of {of}{counted(len(counts), 'class')}, {each} a class"
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Such as `1,797 images`."""
     return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
@@ -157,24 +158,25 @@ def render(evaluation: Evaluation) -> str:
     """
     parts = [_accuracies(evaluation)]
     if evaluation.paired:
-        parts.append(_text(paired_table(evaluation)))
+        parts.append(as_text(paired_table(evaluation)))
     sizes = filter(None, [images_line(evaluation), size_line(evaluation), encoder_line(evaluation)])
     parts.append("Size\n" + "\n".join(f"  {line}" for line in sizes))
     if evaluation.cost:
-        parts.append(_text(cost_table(evaluation)))
+        parts.append(as_text(cost_table(evaluation.cost)))
     if evaluation.notes:
-        parts.append("Notes\n" + "\n".join(_wrapped(note) for note in evaluation.notes))
+        parts.append("Notes\n" + "\n".join(wrapped(note) for note in evaluation.notes))
     return "\n\n".join(parts)
 
 
 def _accuracies(evaluation: Evaluation) -> str:
     if not evaluation.results:
         return "The set was not evaluated."
-    lines = filter(None, [_text(accuracy_table(evaluation)), intervals_line(evaluation)])
+    lines = filter(None, [as_text(accuracy_table(evaluation)), intervals_line(evaluation)])
     return "\n  ".join(lines)
 
 
-def _text(table: Table) -> str:
+def as_text(table: Table) -> str:
+    """The table with its heading, in columns as wide as their content."""
     rows = [table.columns, *table.rows]
     widths = [max(len(row[k]) for row in rows) for k in range(len(table.columns))]
     lines = [_line(row, table, widths) for row in rows]
@@ -190,5 +192,6 @@ def _line(row: Sequence[str], table: Table, widths: Sequence[int]) -> str:
     return ("  " + "  ".join(cells)).rstrip()
 
 
-def _wrapped(note: str) -> str:
+def wrapped(note: str) -> str:
+    """A note as an item of a list."""
     return textwrap.fill(note, WIDTH, initial_indent="  - ", subsequent_indent="    ")

@@ -223,6 +223,10 @@ def _inspect(path: Path, file: h5py.File) -> Archive:
     arrays = {array.name: array for array in _walk(path, file.id, "", seen=set())}
     if lacks := fmt.missing(arrays):
         raise DamagedDataError("the set is incomplete", where=str(path), found=f"no {', '.join(lacks)}")
+    if beside := fmt.unfit(arrays):
+        raise DamagedDataError(
+            "the set is one of documents and one of images", where=str(path), found=", ".join(beside)
+        )
     stored = sum(array.stored_bytes for array in arrays.values())
     if stored > size:
         _unsafe(path, "", "chunks of datasets overlap", found=f"{stored} bytes of chunks in a file of {size}")

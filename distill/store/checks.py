@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from distill.contracts import DistilledSet, Preprocessing, Selection
+from distill.contracts import DistilledSet, DocumentSet, Preprocessing, Selection
 from distill.errors import DamagedDataError
 from distill.labels import codecs
 
@@ -24,6 +24,43 @@ def check_set(distilled: DistilledSet) -> None:
         codecs.check(distilled.soft, images=len(distilled.images), classes=len(distilled.classes))
     if distilled.selection is not None:
         _check_selection(distilled.selection, len(distilled.images))
+
+
+def check_documents(documents: DocumentSet) -> None:
+    """Raise DamagedDataError, naming the part, where a set breaks the contract of `DocumentSet`."""
+    count, files = len(documents.row), len(documents.files)
+    _require(count > 0, "the set holds no document", found="0", allowed="1 or more")
+    _check_selection(documents.selection, count, of="documents")
+    for name, array, dtype in (("file", documents.file, np.int32), ("row", documents.row, np.int64)):
+        _require(
+            array.dtype == dtype and array.shape == (count,),
+            f"documents/{name} does not match the others",
+            found=f"{array.dtype} {array.shape}",
+            allowed=f"{np.dtype(dtype)} ({count},)",
+        )
+    _require(
+        int(documents.file.min()) >= 0
+        and int(documents.file.max()) < files
+        and int(documents.row.min()) >= 0,
+        "documents lie in files that the set does not name",
+        found=f"files {int(documents.file.min())} to {int(documents.file.max())}",
+        allowed=f"0 to {files - 1}, rows from 0",
+    )
+    _require(
+        len(set(documents.files)) == files,
+        "a file is named twice",
+        found=f"{len(set(documents.files))} names of {files}",
+        allowed="each file once",
+    )
+    order = np.lexsort((documents.row, documents.file))
+    file, row = documents.file[order], documents.row[order]
+    twice = int(((file[1:] == file[:-1]) & (row[1:] == row[:-1])).sum())
+    _require(
+        twice == 0,
+        "documents are not distinct",
+        found=f"{twice} of {count} more than once",
+        allowed="each document at most once",
+    )
 
 
 def _require(sound: bool, what: str, *, found: object, allowed: str) -> None:
@@ -89,7 +126,7 @@ def _check_preprocessing(preprocessing: Preprocessing, image_shape: tuple[int, .
         )
 
 
-def _check_selection(selection: Selection, images: int) -> None:
+def _check_selection(selection: Selection, images: int, *, of: str = "images") -> None:
     for name, array, dtype in (
         ("indices", selection.indices, np.int64),
         ("weights", selection.weights, np.float32),
@@ -100,7 +137,7 @@ def _check_selection(selection: Selection, images: int) -> None:
             continue
         _require(
             array.dtype == dtype and array.shape == (images,),
-            f"selection {name} do not match the images",
+            f"selection {name} do not match the {of}",
             found=f"{array.dtype} {array.shape}",
             allowed=f"{np.dtype(dtype)} ({images},)",
         )

@@ -61,8 +61,11 @@ WEIGHTS = "selection/weights"
 SCORES = "selection/scores"
 SELECTION_META = "selection/meta"
 ROWS = "selection/rows"
+DOCUMENT_FILES = "documents/files"
+DOCUMENT_FILE = "documents/file"
+DOCUMENT_ROW = "documents/row"
 
-GROUPS = frozenset({LABELS, SOFT, "preprocessing", "selection"})
+GROUPS = frozenset({LABELS, SOFT, "preprocessing", "selection", "documents"})
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,17 @@ REQUIRED: Mapping[str, Spec] = {
     TRAIN_RECIPE: TEXT,
     PROVENANCE: TEXT,
 }
+# A set of documents has these, and nothing of images.
+_DOCUMENTS: Mapping[str, Spec] = {
+    DOCUMENT_FILES: TEXT,
+    DOCUMENT_FILE: Spec(("<i4",), 1),
+    DOCUMENT_ROW: Spec(("<i8",), 1),
+    INDICES: Spec(("<i8",), 1),
+    WEIGHTS: Spec(("<f4",), 1),
+    SCORES: Spec(("<f4",), 1),
+    SELECTION_META: TEXT,
+    PROVENANCE: TEXT,
+}
 # Optional datasets; those of one mapping come together or not at all.
 OPTIONAL: tuple[Mapping[str, Spec], ...] = (
     {ZCA: Spec(("<f4",), 2), ZCA_INVERSE: Spec(("<f4",), 2), ZCA_MEAN: Spec(("<f4",), 1)},
@@ -97,6 +111,7 @@ OPTIONAL: tuple[Mapping[str, Spec], ...] = (
 BESIDE: Mapping[str, str] = {ROWS: INDICES}
 _SPECS: Mapping[str, Spec] = {
     **REQUIRED,
+    **_DOCUMENTS,
     **{name: spec for together in OPTIONAL for name, spec in together.items()},
     CODEC: TEXT,
 }
@@ -150,9 +165,22 @@ def spec_of(name: str) -> Spec | None:
     return _SPECS.get(name)
 
 
+def holds_documents(names: Iterable[str]) -> bool:
+    """Whether a file with datasets `names` is a set of documents, and not one of images."""
+    return any(name.startswith("documents/") for name in names)
+
+
+def unfit(names: Iterable[str]) -> list[str]:
+    """The datasets that do not belong into a file with datasets `names`: images beside documents."""
+    present = set(names)
+    return sorted(present - _DOCUMENTS.keys()) if holds_documents(present) else []
+
+
 def missing(names: Iterable[str]) -> list[str]:
     """The datasets that a file with datasets `names` lacks."""
     present = set(names)
+    if holds_documents(present):
+        return sorted(_DOCUMENTS.keys() - present)
     expected = set(REQUIRED) | {BESIDE[name] for name in present & BESIDE.keys()}
     for together in OPTIONAL:
         if (present | expected) & set(together):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from distill.contracts import DistilledSet, Preprocessing, Selection, SoftLabels
-from distill.errors import DamagedDataError
+from distill.contracts import DistilledSet, DocumentSet, Preprocessing, Selection, SoftLabels
+from distill.errors import DamagedDataError, InputError
 from distill.store import format as fmt
 from distill.store.archive import Archive, open_archive
-from distill.store.checks import check_set
+from distill.store.checks import check_documents, check_set
 from distill.training.config import TrainConfig
 
 
@@ -34,14 +36,47 @@ def read_set(path: Path, *, verify: bool = True) -> DistilledSet:
         MemoryExhaustedError: it does not fit the host's memory.
     """
     with open_archive(path) as archive:
+        if fmt.holds_documents(archive.arrays):
+            raise InputError(
+                "is a set of documents, where one of images is read",
+                where=str(path),
+                fix="look at it with `distill inspect`, and write its documents with `distill export --to jsonl`",
+            )
         distilled = _Unpacking(archive, verify).distilled()
-    try:
+    with _damage_in(path):
         check_set(distilled)
+    return distilled
+
+
+def read_documents(path: Path, *, verify: bool = True) -> DocumentSet:
+    """Read a set of documents.
+
+    Args, raises: as `read_set`.
+    """
+    with open_archive(path) as archive:
+        if not fmt.holds_documents(archive.arrays):
+            raise InputError("is a set of images, where one of documents is read", where=str(path))
+        documents = _Unpacking(archive, verify).documents()
+    with _damage_in(path):
+        check_documents(documents)
+    return documents
+
+
+def is_of_documents(path: Path) -> bool:
+    """Whether a set is one of documents. Errors: as `read_set`."""
+    with open_archive(path) as archive:
+        return fmt.holds_documents(archive.arrays)
+
+
+@contextmanager
+def _damage_in(path: Path) -> Iterator[None]:
+    """Name the file in what is wrong with its content."""
+    try:
+        yield
     except DamagedDataError as error:
         raise DamagedDataError(
             error.what, where=str(path), found=error.found, allowed=error.allowed, fix=error.fix
         ) from error
-    return distilled
 
 
 class _Unpacking:
@@ -56,11 +91,20 @@ class _Unpacking:
         return DistilledSet(
             images=images,
             labels=torch.from_numpy(self._array(fmt.HARD)),
-            classes=self._classes(),
+            classes=self._names(fmt.CLASSES),
             preprocessing=self._preprocessing(),
             train=self._train(),
             soft=self._soft() if fmt.CODEC in self.archive.arrays else None,
             selection=self._selection() if fmt.INDICES in self.archive.arrays else None,
+            provenance=self._facts(fmt.PROVENANCE),
+        )
+
+    def documents(self) -> DocumentSet:
+        return DocumentSet(
+            selection=self._selection(),
+            files=self._names(fmt.DOCUMENT_FILES),
+            file=self._array(fmt.DOCUMENT_FILE),
+            row=self._array(fmt.DOCUMENT_ROW),
             provenance=self._facts(fmt.PROVENANCE),
         )
 
@@ -80,11 +124,11 @@ class _Unpacking:
             allowed=allowed,
         )
 
-    def _classes(self) -> tuple[str, ...]:
-        classes = self.archive.document(fmt.CLASSES, list, verify=self.verify)
-        if not all(isinstance(name, str) for name in classes):
-            raise self._wrong(fmt.CLASSES, "something else", "a list of class names")
-        return tuple(classes)
+    def _names(self, name: str) -> tuple[str, ...]:
+        names = self.archive.document(name, list, verify=self.verify)
+        if not all(isinstance(each, str) for each in names):
+            raise self._wrong(name, "something else", "a list of names")
+        return tuple(names)
 
     def _train(self) -> TrainConfig:
         try:

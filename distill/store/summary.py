@@ -35,7 +35,24 @@ def summarise(path: Path, *, verify: bool) -> dict[str, Any]:
         if verify:
             for name in archive.arrays:
                 archive.verify(name)
-        return _summary(archive, verified=True if verify else None)
+        verified = True if verify else None
+        if fmt.holds_documents(archive.arrays):
+            return _document_summary(archive, verified=verified)
+        return _summary(archive, verified=verified)
+
+
+def _document_summary(archive: Archive, *, verified: bool | None) -> dict[str, Any]:
+    files = archive.document(fmt.DOCUMENT_FILES, list, verify=False)
+    return {
+        "path": str(archive.path),
+        "format_version": fmt.FORMAT_VERSION,
+        "content_sha256": archive.content_sha256,
+        "documents": {"count": archive.arrays[fmt.DOCUMENT_ROW].shape[0], "files": len(files)},
+        "bytes": {"total": archive.file_bytes},
+        "selection": _selection(archive),
+        "provenance": archive.document(fmt.PROVENANCE, dict, verify=False),
+        "arrays": _arrays(archive, verified=verified),
+    }
 
 
 def _summary(archive: Archive, *, verified: bool | None) -> dict[str, Any]:
@@ -53,17 +70,21 @@ def _summary(archive: Archive, *, verified: bool | None) -> dict[str, Any]:
         "train_recipe": archive.document(fmt.TRAIN_RECIPE, dict, verify=False),
         "selection": _selection(archive),
         "provenance": archive.document(fmt.PROVENANCE, dict, verify=False),
-        "arrays": [
-            {
-                "name": array.name,
-                **_form(array),
-                "stored_bytes": array.stored_bytes,
-                "sha256": array.sha256,
-                "verified": verified,
-            }
-            for array in archive.arrays.values()
-        ],
+        "arrays": _arrays(archive, verified=verified),
     }
+
+
+def _arrays(archive: Archive, *, verified: bool | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": array.name,
+            **_form(array),
+            "stored_bytes": array.stored_bytes,
+            "sha256": array.sha256,
+            "verified": verified,
+        }
+        for array in archive.arrays.values()
+    ]
 
 
 def _counts(archive: Archive, classes: int) -> list[int]:
@@ -140,9 +161,28 @@ def _selection(archive: Archive) -> dict[str, Any] | None:
 
 def describe(summary: Mapping[str, Any]) -> str:
     """The summary as lines for people."""
+    return _lines(summary, _document_rows(summary) if "documents" in summary else _image_rows(summary))
+
+
+def _document_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    documents = summary["documents"]
+    return [
+        ("format", str(summary["format_version"])),
+        (
+            "documents",
+            f"{documents['count']:,} in {documents['files']:,} files; their texts are not in the set",
+        ),
+        ("bytes", f"{summary['bytes']['total']:,}"),
+        ("selection", _describe_selection(summary["selection"], documents=True)),
+        ("provenance", _pairs(summary["provenance"]) or "none"),
+        ("sha256", summary["content_sha256"]),
+    ]
+
+
+def _image_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     count, height, width, channels = summary["images"]["shape"]
     size = summary["bytes"]
-    rows = [
+    return [
         ("format", str(summary["format_version"])),
         ("images", f"{count} of {height} x {width} x {channels}, {summary['images']['dtype']}"),
         ("classes", f"{len(summary['classes'])}: {_some(summary['classes'])}"),
@@ -160,6 +200,9 @@ def describe(summary: Mapping[str, Any]) -> str:
         ("provenance", _pairs(summary["provenance"]) or "none"),
         ("sha256", summary["content_sha256"]),
     ]
+
+
+def _lines(summary: Mapping[str, Any], rows: Iterable[tuple[str, str]]) -> str:
     lines = [
         summary["path"],
         *(f"  {label:<14} {text}" for label, text in rows if text),
@@ -201,10 +244,10 @@ def _describe_preprocessing(preprocessing: Mapping[str, Any]) -> str:
     return f"mean {mean}, std {std}{', ZCA' if preprocessing['zca'] else ''}"
 
 
-def _describe_selection(selection: Mapping[str, Any] | None) -> str:
+def _describe_selection(selection: Mapping[str, Any] | None, *, documents: bool = False) -> str:
     if selection is None:
         return "none"
-    known = "" if selection["rows"] else "their rows in the data not kept"
+    known = "" if selection["rows"] or documents else "their rows in the data not kept"
     least, greatest = selection["weights"]["least"], selection["weights"]["greatest"]
     weighted = f"weights {least:.4g} to {greatest:.4g}" if least < greatest else ""
     told = [f"{selection['count']} samples of the source", weighted, known, _pairs(selection["meta"])]

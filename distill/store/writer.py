@@ -8,12 +8,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from distill.contracts import DistilledSet, Preprocessing, Selection, SoftLabels
+from distill.contracts import DistilledSet, DocumentSet, Preprocessing, Selection, SoftLabels
 from distill.errors import DamagedDataError, InputError
 from distill.files import write_atomically
 from distill.store import format as fmt
 from distill.store.archive import open_archive
-from distill.store.checks import check_set
+from distill.store.checks import check_documents, check_set
 from distill.store.sparse import SparseFile
 
 
@@ -29,10 +29,21 @@ def write_set(distilled: DistilledSet, path: Path) -> None:
         DamagedDataError: the set breaks its contract (labels out of range, NaN, ...), or what was written
             does not read back.
     """
+    check_set(distilled)
+    _write(_pack(distilled), path)
+
+
+def write_documents(documents: DocumentSet, path: Path) -> None:
+    """Write a set of documents, as `write_set` does one of images."""
+    check_documents(documents)
+    _write(_pack_documents(documents), path)
+
+
+def _write(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Write the datasets of a set, by name."""
     if path.is_dir():
         raise InputError("is a folder", where=str(path), fix="name the file to be written, such as set.h5")
-    check_set(distilled)
-    image, pieces = _build(_pack(distilled))
+    image, pieces = _build(arrays)
 
     def write(partial: Path) -> None:
         image.copy_to(partial, pieces)
@@ -95,6 +106,22 @@ def _pack(distilled: DistilledSet) -> dict[str, np.ndarray]:
         **(_pack_soft(distilled.soft) if distilled.soft else {}),
         **(_pack_selection(distilled.selection) if distilled.selection else {}),
     }
+    return _little_endian(arrays)
+
+
+def _pack_documents(documents: DocumentSet) -> dict[str, np.ndarray]:
+    """The datasets of a set of documents, likewise."""
+    arrays = {
+        fmt.DOCUMENT_FILES: _text(fmt.DOCUMENT_FILES, documents.files),
+        fmt.DOCUMENT_FILE: documents.file,
+        fmt.DOCUMENT_ROW: documents.row,
+        fmt.PROVENANCE: _text(fmt.PROVENANCE, documents.provenance),
+        **_pack_selection(documents.selection),
+    }
+    return _little_endian(arrays)
+
+
+def _little_endian(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in arrays.items()}
 
 

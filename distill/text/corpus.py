@@ -137,7 +137,7 @@ def find_files(config: CorpusConfig, *, where: str) -> Corpus:
 
     Args:
         config: which, and how they are read.
-        where: what the corpus is called in the recipe: data or target.
+        where: the option that names the files, such as data.files.
 
     Raises:
         InputError: a pattern without a file, a file of no known kind, or one that cannot be looked at.
@@ -161,7 +161,7 @@ def _matching(pattern: str, where: str) -> list[Path]:
     if not found:
         raise InputError(
             "no file of text is there",
-            where=f"{where}.files",
+            where=where,
             found=pattern,
             allowed=f"a file, a folder of files or a pattern; {_kinds()}",
             fix="correct the path",
@@ -172,9 +172,7 @@ def _matching(pattern: str, where: str) -> list[Path]:
 def _described(path: Path, name: str, where: str) -> TextFile:
     kind = _kind(path)
     if kind is None:
-        raise InputError(
-            "no file of text that is known", where=f"{where}.files", found=str(path), allowed=_kinds()
-        )
+        raise InputError("no file of text that is known", where=where, found=str(path), allowed=_kinds())
     facts = path.stat()
     return TextFile(path, name, *kind, facts.st_size, facts.st_mtime_ns)
 
@@ -192,6 +190,16 @@ def _kind(path: Path) -> tuple[Format, Compression | None] | None:
 
 def _kinds() -> str:
     return f"{', '.join(_FORMATS)}; also {', '.join(_COMPRESSED)} behind any but .parquet"
+
+
+def whole_file(file: TextFile) -> Piece:
+    """A file as one piece, however it is cut otherwise."""
+    if file.format == "parquet":
+        from distill.text.parquet import cut_row_groups
+
+        cuts = cut_row_groups(file.path, file.size + 1)
+        return Piece(file, 0, max((stop for _, stop in cuts), default=0))
+    return Piece(file, 0, 0)
 
 
 def _cut(file: TextFile, config: CorpusConfig, piece_bytes: int) -> Sequence[Piece]:

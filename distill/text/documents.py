@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distill.errors import InputError
-from distill.text.corpus import CorpusConfig, Piece
+from distill.text.corpus import CorpusConfig, Piece, TextFile
 from distill.text.streams import lines_of, whole
 
 _FIELDS_TOLD = 10
@@ -42,26 +45,52 @@ class Block:
     unreadable: tuple[Unreadable, ...] = ()
 
 
-def read_blocks(piece: Piece, config: CorpusConfig) -> Iterator[Block]:
+def read_blocks(
+    piece: Piece, config: CorpusConfig, *, wanted: NDArray[np.int64] | None = None
+) -> Iterator[Block]:
     """All rows of a piece, in order, in blocks of about a megabyte.
+
+    Args:
+        piece: which.
+        config: how it is read.
+        wanted: int64 (n,), ascending rows of the piece; the text of others may be None, and what comes behind the last
+            is not read.
 
     Raises:
         InputError: the file has changed, or a document is too long; a package that reads the file is not installed.
         DamagedDataError: the file is broken.
         UnsafeFileError: a compressed file becomes too large.
     """
+    for block in _every_block(piece, config, wanted):
+        yield block
+        if wanted is not None and (not len(wanted) or block.first + len(block.texts) > wanted[-1]):
+            return
+
+
+def _every_block(piece: Piece, config: CorpusConfig, wanted: NDArray[np.int64] | None) -> Iterator[Block]:
+    longest = config.document_bytes
     if piece.file.format == "parquet":
         from distill.text.parquet import read_rows
 
-        yield from _numbered(read_rows(piece, config.field, longest=config.document_bytes))
-    elif piece.file.format == "text" and config.document == "file":
-        yield from _numbered(iter([[_decoded(whole(piece, longest=config.document_bytes))]]))
-    elif piece.file.format == "text":
-        lines = lines_of(piece, longest=config.document_bytes)
-        yield from _numbered([_decoded(line) for line in block] for block in lines)
-    else:
-        lines = lines_of(piece, longest=config.document_bytes)
-        yield from _numbered(_parsed(block, config.field) for block in lines)
+        return _numbered(read_rows(piece, config.field, longest=longest))
+    if piece.file.format == "text" and config.document == "file":
+        return _numbered(iter([texts_of([whole(piece, longest=longest)], piece.file, config)]))
+    lines = lines_of(piece, longest=longest)
+    if wanted is not None:
+        lines = _only(lines, wanted)
+    return _numbered(texts_of(block, piece.file, config) for block in lines)
+
+
+def _only(blocks: Iterator[list[bytes]], wanted: NDArray[np.int64]) -> Iterator[list[bytes]]:
+    """The blocks with empty lines in the place of those that are not wanted: nobody parses them."""
+    first = 0
+    for lines in blocks:
+        start, stop = np.searchsorted(wanted, [first, first + len(lines)])
+        kept = [b""] * len(lines)
+        for place in (wanted[start:stop] - first).tolist():
+            kept[place] = lines[place]
+        yield kept
+        first += len(lines)
 
 
 # A row is its text, None where there is nothing, or the reason why it cannot be read.
@@ -78,6 +107,13 @@ def _numbered(blocks: Iterator[list[Row]]) -> Iterator[Block]:
         )
         yield Block(first, [row if isinstance(row, str) else None for row in rows], unreadable)
         first += len(rows)
+
+
+def texts_of(lines: list[bytes], file: TextFile, config: CorpusConfig) -> list[Row]:
+    """What these lines of a file say: a text, None, or why nothing can be read."""
+    if file.format == "text":
+        return [_decoded(line) for line in lines]
+    return _parsed(lines, config.field)
 
 
 def _decoded(line: bytes) -> Row:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from distill.errors import DamagedDataError, InputError
 from distill.text.corpus import Piece
@@ -62,6 +66,33 @@ def read_rows(piece: Piece, field: str, *, longest: int) -> Iterator[list[str | 
                         fix="raise document_bytes, or leave the file out",
                     )
                 yield [row or None for row in rows]
+        except (OSError, UnicodeDecodeError) as error:
+            raise _broken(path, error) from error
+    piece.file.refuse_change()
+
+
+def read_records(piece: Piece, wanted: NDArray[np.int64]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of the piece with all their columns, each with its number there.
+
+    Args:
+        piece: which row groups.
+        wanted: int64 (n,), ascending.
+
+    Raises: as `read_rows`.
+    """
+    piece.file.refuse_change()
+    path = piece.file.path
+    with _opened(path) as file:
+        sizes = [file.metadata.row_group(number).num_rows for number in range(piece.start, piece.stop)]
+        bounds = np.cumsum([0, *sizes])
+        try:
+            for number, (first, stop) in enumerate(pairwise(bounds.tolist())):
+                own = wanted[slice(*np.searchsorted(wanted, [first, stop]))] - first
+                if len(own):
+                    group = file.read_row_group(piece.start + number)
+                    for start in range(0, len(own), _ROWS):
+                        part = own[start : start + _ROWS]
+                        yield from zip((part + first).tolist(), group.take(part).to_pylist(), strict=True)
         except (OSError, UnicodeDecodeError) as error:
             raise _broken(path, error) from error
     piece.file.refuse_change()

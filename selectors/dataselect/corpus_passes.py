@@ -6,6 +6,7 @@ is computed anew. Of the documents nothing is held: scores lie on the disk, 8 by
 
 FOLDER/counts-NUMBER.SHA256.npz    what a piece holds (`Counted`)
 FOLDER/scores-NUMBER.SHA256.npz    scores of its rows (`Scored`)
+FOLDER/chosen-NUMBER.SHA256.npz    n-grams of its chosen documents
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 ABSENT = -1  # tokens of a row without a document
 _PRODUCER = 1  # another number where results of the same inputs would be other ones
 
-Work = TypeVar("Work", "Counting", "Scoring")
+Work = TypeVar("Work", "Counting", "Scoring", "Recounting")
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -87,6 +88,32 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Recounting:
+    """To count the n-grams of the chosen documents of a piece, for each target.
+
+    Args:
+        rows: int64 (n,), ascending rows of the piece.
+        targets: int64 (n,), the number of the target that each was taken for.
+        count: of targets.
+    """
+
+    piece: Piece
+    config: CorpusConfig
+    features: Features
+    rows: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    count: int
+
+    kind = "chosen"
+
+    @property
+    def identity(self) -> str:
+        """sha256 (hex) of everything that decides the result."""
+        chosen = (self.rows.tobytes(), self.targets.tobytes(), self.count)
+        return _sha256(*_facts(self.piece, self.config), *astuple(self.features), *chosen)
+
+
+@dataclass(frozen=True)
 class Counted:
     """What a piece holds.
 
@@ -122,7 +149,7 @@ class Scored:
 
 def count_corpus(
     corpus: Corpus, features: Features, *, folder: Path, pool: Pool, progress: Progress, title: str
-) -> list[Counted]:
+) -> Iterator[tuple[Piece, Counted]]:
     """What every piece of the corpus holds, in their order.
 
     Args:
@@ -138,7 +165,8 @@ def count_corpus(
     """
     works = [Counting(piece, corpus.config, features) for piece in corpus.pieces()]
     paths = _done(works, count_piece, folder, pool, progress, f"count n-grams of {title}")
-    return [_counted(path) for path in paths]
+    for work, path in zip(works, paths, strict=True):
+        yield work.piece, _counted(path)
 
 
 def score_corpus(
@@ -159,6 +187,23 @@ def score_corpus(
     for work, path in zip(works, paths, strict=True):
         with np.load(path, allow_pickle=False) as kept:
             yield work.piece, Scored(kept["scores"], kept["tokens"])
+
+
+def count_chosen(
+    works: Sequence[Recounting], *, folder: Path, pool: Pool, progress: Progress
+) -> NDArray[np.int64]:
+    """N-grams of the documents chosen for each target: int64 (T, B).
+
+    Args:
+        works: pieces with a chosen document.
+        folder, pool, progress: as for `count_corpus`.
+    """
+    paths = _done(works, recount_piece, folder, pool, progress, "count n-grams of the choice")
+    total = np.zeros((works[0].count, works[0].features.buckets), dtype=np.int64)
+    for path in paths:
+        with np.load(path, allow_pickle=False) as kept:
+            total += kept["counts"]
+    return total
 
 
 def count_piece(work: Counting) -> Arrays:
@@ -193,6 +238,19 @@ def score_piece(work: Scoring) -> Arrays:
         scores.append(whole)
         tokens.append(lengths)
     return {"scores": np.concatenate(scores, axis=1), "tokens": np.concatenate(tokens)}
+
+
+def recount_piece(work: Recounting) -> Arrays:
+    """Count the chosen documents of one piece; in a process of its own."""
+    features = work.features.open()
+    counts = np.zeros((work.count, work.features.buckets), dtype=np.int64)
+    for block in read_blocks(work.piece, work.config, wanted=work.rows):
+        inside = (work.rows >= block.first) & (work.rows < block.first + len(block.texts))
+        places, targets = work.rows[inside] - block.first, work.targets[inside]
+        for target in np.unique(targets):
+            texts = [block.texts[place] for place in places[targets == target].tolist()]
+            features.count(Documents.of([text for text in texts if text is not None]), counts[target])
+    return {"counts": counts}
 
 
 def _done(

@@ -94,7 +94,7 @@ def choose(read: Reading, rules: Rules, counts: Sequence[int], *, seed: int) -> 
             fix="lower the budget, or min_tokens",
         )
     best = [Greatest(total) for _ in counts]
-    for piece, first, row, scored in _placed(read):
+    for piece, first, row, scored in placed(read):
         logs = whole.log_weights(scored, rules)
         numbers = np.arange(first, first + logs.shape[1])
         for target, greatest in enumerate(best):
@@ -122,7 +122,7 @@ def _scores_of(
 ) -> NDArray[np.float64]:
     """log w of each chosen document for the target that took it."""
     scores = np.empty(len(numbers))
-    for _, first, _, scored in _placed(read):
+    for _, first, _, scored in placed(read):
         inside = (numbers >= first) & (numbers < first + len(scored.tokens))
         if inside.any():
             logs = whole.log_weights(scored, rules)
@@ -187,8 +187,8 @@ def ngrams_of(tokens: NDArray[np.int32], n: int) -> NDArray[np.int64]:
     return sum((np.maximum(wide - i, 0) for i in range(n)), np.zeros_like(wide))
 
 
-def _placed(read: Reading) -> Iterator[tuple[Piece, int, int, Scored]]:
-    """Every piece with the number of its first row in the corpus, and in its file."""
+def placed(read: Reading) -> Iterator[tuple[Piece, int, int, Scored]]:
+    """Every piece with the number of its first row in the corpus, and that of the same row in its file."""
     first, row, name = 0, 0, ""
     for piece, scored in read():
         if piece.file.name != name:

@@ -55,7 +55,7 @@ def corpus(tmp_path: Path, texts: dict[str, list[str | None]], monkeypatch: pyte
         path.parent.mkdir(parents=True)
         path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     monkeypatch.setattr(Corpus.pieces, "__kwdefaults__", {"piece_bytes": 1000})
-    return find_files(CorpusConfig(files=[str(tmp_path / "corpus")]), where="data")
+    return find_files(CorpusConfig(files=[str(tmp_path / "corpus")]), where="data.files")
 
 
 @pytest.fixture
@@ -65,7 +65,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def count(corpus: Corpus, folder: Path, pool: LocalPool) -> list[Counted]:
-    return count_corpus(corpus, FEATURES, folder=folder, pool=pool, progress=NullProgress(), title="corpus")
+    pieces = count_corpus(corpus, FEATURES, folder=folder, pool=pool, progress=NullProgress(), title="corpus")
+    return [counted for _, counted in pieces]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -136,7 +137,7 @@ def test_a_file_that_has_changed_is_done_again(corpus: Corpus, folder: Path) -> 
     count(corpus, folder, pool)
     path = corpus.files[1].path
     path.write_bytes(gzip.compress(b'{"text": "new words"}\n'))
-    later = find_files(corpus.config, where="data")
+    later = find_files(corpus.config, where="data.files")
     pool.asked = 0
     assert count(later, folder, pool)[-1].documents == 1
     assert pool.asked == 1
@@ -145,7 +146,7 @@ def test_a_file_that_has_changed_is_done_again(corpus: Corpus, folder: Path) -> 
 def test_rows_that_cannot_be_read_are_counted(tmp_path: Path, folder: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a b"}\n{"text": 3}\nno JSON\n')
-    (piece,) = count(find_files(CorpusConfig(files=[str(path)]), where="data"), folder, LocalPool(1))
+    (piece,) = count(find_files(CorpusConfig(files=[str(path)]), where="data.files"), folder, LocalPool(1))
     assert (piece.rows, piece.documents, piece.unreadable, piece.first) == (3, 1, 2, 1)
     assert piece.why == "holds no text in 'text', but int"
 

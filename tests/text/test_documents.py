@@ -33,7 +33,7 @@ def lines(texts: list[str], **options: Any) -> bytes:
 
 
 def corpus(folder: Path, **options: Any) -> Corpus:
-    return find_files(CorpusConfig(files=[str(folder)], **options), where="data")
+    return find_files(CorpusConfig(files=[str(folder)], **options), where="data.files")
 
 
 def rows(found: Corpus, *, piece_bytes: int = 1 << 26) -> dict[str, list[str | None]]:
@@ -103,7 +103,7 @@ def test_files_are_in_the_order_of_names_and_known_by_them(tmp_path: Path) -> No
         (tmp_path / name).write_text(name)
     names = ["a/1.txt", "b/10.txt", "b/2.txt"]
     orders = [[str(tmp_path)], [str(tmp_path / "b"), str(tmp_path / "a")], [str(tmp_path / "**" / "*.txt")]]
-    found = [find_files(CorpusConfig(files=files), where="data") for files in orders]
+    found = [find_files(CorpusConfig(files=files), where="data.files") for files in orders]
     assert [[file.name for file in each.files] for each in found] == [names] * 3
     assert len({each.identity for each in found}) == 1
     (tmp_path / "a/1.txt").write_text("another size")
@@ -241,7 +241,7 @@ def test_files_that_are_not_there_are_refused(files: list[str], message: str, tm
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message) as caught:
-        find_files(CorpusConfig(files=[str(tmp_path / each) for each in files]), where="target")
+        find_files(CorpusConfig(files=[str(tmp_path / each) for each in files]), where="target.files")
     assert caught.value.where == "target.files"
 
 

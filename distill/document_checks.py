@@ -1,0 +1,124 @@
+"""What a recipe of text may hold: refused before anything is read, where images and documents are mixed up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distill.contracts import DocumentSelector, Method
+from distill.errors import InputError
+from distill.recipe import Recipe
+from distill.step_checks import step_named
+from distill.text import Corpus, read_blocks
+from distill.text.data import TextTargetConfig
+
+_FIRST = 1000  # rows that cannot be read, after which nothing else is expected
+
+
+def check_images(recipe: Recipe, steps: Sequence[Method | DocumentSelector]) -> list[Method]:
+    """The steps of a recipe of images.
+
+    Raises:
+        InputError: a step or a target of text, or work on Ray.
+    """
+    for number, step in enumerate(steps):
+        if isinstance(step, DocumentSelector):
+            raise InputError(
+                f"{step.name} chooses documents, and the data are images",
+                where=f"steps.{number}.{step.name}",
+                found=f"data: {recipe.data.name}",  # type: ignore[attr-defined]
+                fix="name files of text, data: {name: text, files: ...}, or a selector of images, such as importance",
+            )
+    if isinstance(recipe.target, TextTargetConfig):
+        raise InputError("the target is text, and the data are images", where="target.name", found="text")
+    if recipe.engine != "local":
+        raise InputError(
+            "images are worked on by this machine alone",
+            where="engine",
+            found=recipe.engine,
+            allowed="local; ray with data: {name: text, ...}",
+        )
+    return [step for step in steps if isinstance(step, Method)]
+
+
+def check_text(recipe: Recipe, steps: Sequence[Method | DocumentSelector]) -> DocumentSelector:
+    """The one step of a recipe of text.
+
+    Raises:
+        InputError: several steps, or one of images; no target, or one of images; students.
+    """
+    for number, each in enumerate(steps):
+        if not isinstance(each, DocumentSelector):
+            raise InputError(
+                f"{each.name} works on images, and the data are text",
+                where=f"steps.{number}.{each.name}",
+                allowed="dsir, or another selector of documents",
+                fix="choose documents, or name data of images",
+            )
+    step, *more = steps
+    assert isinstance(step, DocumentSelector), "all of them are"
+    if more:
+        raise InputError(
+            "one step chooses documents",
+            where=f"steps.1.{more[0].name}",
+            found=f"{len(steps)} steps",
+            fix="leave one, and choose again among what it wrote in a run of its own",
+        )
+    if recipe.target is None:
+        raise InputError(
+            f"{step.name} chooses what is like a target, and the recipe names none",
+            where="target",
+            fix="name files of text beside data, target: {name: text, files: ...}",
+        )
+    if not isinstance(recipe.target, TextTargetConfig):
+        raise InputError(
+            "the data are text, and the target is not",
+            where="target.name",
+            found=recipe.target.name,  # type: ignore[attr-defined]
+            allowed="text",
+        )
+    if recipe.evaluate.on != "nothing":
+        raise InputError(
+            "no student learns text",
+            where="evaluate.on",
+            found=recipe.evaluate.on,
+            allowed="nothing",
+            fix="leave evaluate out; the report tells how close the choice is to the target",
+        )
+    with step_named(0, step):
+        step.check(tuple(recipe.target.named))
+    return step
+
+
+def check_readable(corpus: Corpus, *, where: str) -> None:
+    """Look at the first rows: raise InputError where none of them can be read, before hours are spent on the rest.
+
+    Args:
+        corpus: read until there is a document.
+        where: the section of the recipe that names it.
+
+    Raises:
+        InputError: none of the first rows can be read, as where the field has another name.
+        DamagedDataError, UnsafeFileError: the file is broken.
+    """
+    if corpus.config.bad_lines == 1:
+        return
+    seen, first = 0, None
+    for piece in corpus.pieces():
+        for block in read_blocks(piece, corpus.config):
+            if any(text is not None for text in block.texts):
+                return
+            if block.unreadable and first is None:
+                first = (piece.file.path, block.unreadable[0])
+            seen += len(block.unreadable)
+            if seen >= _FIRST:
+                break
+        if seen >= _FIRST:
+            break
+    if first is not None:
+        path, row = first
+        raise InputError(
+            f"the first rows cannot be read: this one {row.why}",
+            where=f"{path}, line {row.row + 1}",
+            found=f"no document in {seen} rows",
+            fix=f"name the text with {where}.field, or look at the file",
+        )

@@ -1,0 +1,205 @@
+"""The road of `distill run` over text: recipe -> corpus and targets -> documents chosen -> set.h5 -> report.
+
+Passes over the corpus leave one file a piece in the run's folder, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from distill.contracts import DocumentChoice, DocumentContext, DocumentSelector, DocumentSet, Progress
+from distill.costs import Costs, load_cost, save_cost
+from distill.document_checks import check_readable
+from distill.document_results import DocumentReport, Example, facts_of
+from distill.environment import code_revision, machine, versions
+from distill.exporting.documents import Written, corpus_of, write_chosen
+from distill.files import disk_errors
+from distill.parallel import Pool, open_pool
+from distill.portable import without_paths
+from distill.recipe import Recipe, as_dict
+from distill.report.documents import write_report
+from distill.run_folder import RunFolder, State
+from distill.step_checks import step_named
+from distill.store.reader import read_documents
+from distill.store.writer import write_documents
+from distill.text import Corpus
+from distill.text.data import TextConfig, TextTargetConfig
+from distill.text.records import read_records
+from distill.training.engine import worker_count
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_SHOWN = 3  # examples of a target
+_LETTERS = 400  # of an example
+
+
+def run_documents(
+    recipe: Recipe, step: DocumentSelector, folder: RunFolder, progress: Progress, *, state: State
+) -> DocumentReport:
+    """Choose documents, write the set and its report.
+
+    Raises:
+        DistillError: with an exit code and what to do; see `distill.errors`.
+    """
+    corpus, targets = open_corpora(recipe)
+    origin = _origin(corpus, targets)
+    if state == "interrupted":
+        folder.refuse_other_origin(origin)
+    else:
+        folder.keep_origin(origin)
+    scratch = folder.scratch(0)
+    with disk_errors(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+    with open_pool(recipe.engine, workers=worker_count()) as pool:
+        costs = Costs(_Workers(pool))
+        with costs.stage(f"selector {step.name}"), step_named(0, step):
+            saved = folder.cost(0)
+            if saved.exists():
+                costs.go_on(load_cost(saved))
+            counted = _CostedPool(pool, costs, saved)
+            ctx = DocumentContext(recipe.seed, corpus, targets, counted, progress, scratch)
+            choice = step.run(ctx)
+        documents = _finished(choice, recipe, corpus, targets)
+        write_documents(documents, folder.set)
+    progress.note(f"wrote {folder.set}", documents=len(documents))
+    report = _report(choice, documents, corpus, recipe, folder, costs)
+    write_report(report, json_path=folder.report_json, html_path=folder.report_html)
+    return report
+
+
+def materialise(folder: RunFolder, form: Written, progress: Progress) -> Path:
+    """Write the documents of the run's set beside it, where they are not yet.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the corpus is not what it was.
+    """
+    path = folder.documents(form)
+    if not path.exists():
+        documents = read_documents(folder.set)
+        write_chosen(
+            documents, corpus_of(documents, folder.set, (), progress), path, to=form, progress=progress
+        )
+    return path
+
+
+def open_corpora(recipe: Recipe) -> tuple[Corpus, dict[str, Corpus]]:
+    """The corpus and the targets of a recipe of text.
+
+    Raises:
+        InputError: files that are not there, or none of whose first rows can be read.
+    """
+    assert isinstance(recipe.data, TextConfig) and isinstance(recipe.target, TextTargetConfig), (
+        "a checked recipe"
+    )
+    corpus, targets = recipe.data.open(), recipe.target.open_targets()
+    check_readable(corpus, where="data")
+    for each in targets.values():
+        check_readable(each, where="target")
+    return corpus, targets
+
+
+def _origin(corpus: Corpus, targets: Mapping[str, Corpus]) -> dict[str, Any]:
+    """Everything besides the recipe that decides a run's results."""
+    return {
+        "data": {
+            "corpus": corpus.identity,
+            **{f"target {name}": each.identity for name, each in targets.items()},
+        },
+        "versions": versions(),
+        "code": code_revision(),
+    }
+
+
+@dataclass(frozen=True)
+class _Workers:
+    """Whose memory is measured: this process, and those of the pool."""
+
+    pool: Pool
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def take_worker_peak(self) -> int:
+        return self.pool.take_worker_peak()
+
+
+@dataclass(frozen=True)
+class _CostedPool:
+    """A pool that keeps, with every result, what the stage has cost: a killed run's part is counted too."""
+
+    pool: Pool
+    costs: Costs
+    path: Path
+
+    def each(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, doing: str
+    ) -> Iterator[tuple[int, Result]]:
+        for number, result in self.pool.each(function, items, doing=doing):
+            yield number, result
+            save_cost(self.path, self.costs.so_far())
+
+    def take_worker_peak(self) -> int:
+        return self.pool.take_worker_peak()
+
+
+def _finished(
+    choice: DocumentChoice, recipe: Recipe, corpus: Corpus, targets: Mapping[str, Corpus]
+) -> DocumentSet:
+    """The set with what was found and its provenance: nothing of one machine or moment."""
+    provenance = {
+        "recipe": without_paths(recipe),
+        "seed": recipe.seed,
+        "source": {"name": "text", "identity": corpus.identity},
+        "targets": {name: {"identity": each.identity} for name, each in targets.items()},
+        "versions": versions(),
+        "code": code_revision(),
+    }
+    meta = {"score": "log importance weight", **facts_of(choice)}
+    selection = replace(choice.documents.selection, meta=meta)
+    return replace(choice.documents, selection=selection, provenance=provenance)
+
+
+def _report(
+    choice: DocumentChoice,
+    documents: DocumentSet,
+    corpus: Corpus,
+    recipe: Recipe,
+    folder: RunFolder,
+    costs: Costs,
+) -> DocumentReport:
+    return DocumentReport(
+        chosen=len(documents),
+        passed=choice.passed,
+        corpus=choice.corpus,
+        targets=choice.targets,
+        bytes=folder.set.stat().st_size,
+        examples=tuple(_examples(choice, documents, corpus)),
+        cost=dict(costs.stages),
+        recipe=as_dict(recipe),
+        environment=machine(torch.device("cpu")),
+    )
+
+
+def _examples(choice: DocumentChoice, documents: DocumentSet, corpus: Corpus) -> Iterator[Example]:
+    """The first documents that each target took."""
+    by_name = {file.name: file for file in corpus.files}
+    first = 0
+    for target in choice.targets:
+        for number in range(first, first + min(_SHOWN, target.chosen)):
+            name, row = documents.files[documents.file[number]], int(documents.row[number])
+            record = next(read_records(by_name[name], corpus.config, np.array([row])))
+            text = record.text if len(record.text) <= _LETTERS else f"{record.text[:_LETTERS]} ..."
+            score = float(documents.selection.scores[number])
+            yield Example(target.name, score, f"{name}, row {row}", text)
+        first += target.chosen

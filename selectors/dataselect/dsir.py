@@ -1,0 +1,299 @@
+"""DSIR: documents resampled from a corpus by importance weights, so that their n-grams are those of a target.
+
+    log w(x) = sum_b c_b(x) (ln(p_b + 1e-8) - ln(q_b + 1e-8))
+
+with c(x) the hashed n-grams of document x, p the target's shares of the buckets and q the corpus's (Xie, Santurkar, Ma
+and Liang, "Data Selection for Language Models via Importance Resampling", NeurIPS 2023, section 3). ngrams.py counts,
+importance.py weighs, document_choice.py filters and draws; here they become a step.
+
+What we do differently from the released package: p and q are those of all documents, where it stops after a number of
+n-grams, at the first documents of each file; noise follows from the seed and a document's own place, so that neither
+workers nor the order of files matter; n-grams are hashed by a fast hash unless `hash: sha256` asks for its buckets; and
+the sum over n-grams may be made a mean (`by_length`), since a sum favours the long documents or the short ones.
+
+The corpus is read three times: to count, to score, and to count the n-grams of the choice, which tells how much closer
+to the target it is than the corpus (section 5: KL reduction).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from dataselect.corpus_passes import (
+    Counted,
+    Features,
+    Recounting,
+    Scored,
+    count_chosen,
+    count_corpus,
+    score_corpus,
+)
+from dataselect.document_choice import Chosen, Reading, Rules, choose, placed
+from dataselect.importance import divergence, log_ratio, shares
+from dataselect.ngrams import Hash
+from distill.contracts import (
+    CorpusFacts,
+    DocumentChoice,
+    DocumentContext,
+    DocumentSelector,
+    DocumentSet,
+    MethodConfig,
+    Selection,
+    TargetFacts,
+)
+from distill.errors import DamagedDataError, InputError
+from distill.text import Corpus, Piece
+from distill.training.config import NonNegative
+
+_SUM = 1e-6  # by which proportions may miss 1
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DSIR(DocumentSelector):
+    """DSIR: documents whose n-grams are those of the target."""
+
+    name = "dsir"
+
+    class Config(MethodConfig):
+        """How many documents, and what they are compared by.
+
+        `count` documents are kept, or a `fraction` of the corpus's. n-grams of 1 to `ngrams` words fall into `buckets`
+        buckets, by the `hash`: `fast`, or `sha256`, which is the reference package's and slower. Documents of fewer
+        than `min_tokens` words are left out. `smoothing` is added to every count of a target. With `by_length` a
+        document's log weight is a mean over its n-grams in place of their sum; with `truncate` no weight is greater
+        than the mean weight times the square root of the number of documents. `noise: false` keeps the documents of the
+        greatest weights in place of a random draw. `proportions` are the shares of several targets in the choice, by
+        default those of their n-grams.
+        """
+
+        count: Annotated[int, Field(ge=1)] | None = None
+        fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+        ngrams: Annotated[int, Field(ge=1, le=8)] = 2
+        buckets: Annotated[int, Field(ge=2, le=1 << 24)] = 10_000
+        hash: Hash = "fast"
+        min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 100
+        smoothing: NonNegative = 0.0
+        by_length: bool = False
+        truncate: bool = False
+        noise: bool = True
+        proportions: Annotated[dict[str, Share], Field(min_length=1)] | None = None
+
+        @model_validator(mode="after")
+        def _one_budget(self) -> Self:
+            if (self.count is None) == (self.fraction is None):
+                raise ValueError("give exactly one of count and fraction")
+            return self
+
+        @model_validator(mode="after")
+        def _shares_of_all(self) -> Self:
+            if self.proportions is not None and abs(sum(self.proportions.values()) - 1) > _SUM:
+                raise ValueError(
+                    f"the proportions add up to {sum(self.proportions.values()):g}, and not to 1"
+                )
+            return self
+
+        @property
+        def features(self) -> Features:
+            return Features(self.ngrams, self.buckets, self.hash)
+
+        @property
+        def rules(self) -> Rules:
+            return Rules(
+                n=self.ngrams,
+                min_tokens=self.min_tokens,
+                by_length=self.by_length,
+                truncate=self.truncate,
+                noise=self.noise,
+            )
+
+        def budget(self, documents: int) -> int:
+            """How many of so many documents are kept."""
+            return self.count if self.count is not None else round((self.fraction or 0) * documents)
+
+    config: Config
+
+    def check(self, targets: Sequence[str]) -> None:
+        asked = self.config.proportions
+        if asked is not None and set(asked) != set(targets):
+            raise InputError(
+                "the proportions are not those of the targets",
+                where="proportions",
+                found=", ".join(asked),
+                allowed=", ".join(targets),
+                fix="name every target in proportions once",
+            )
+
+    def run(self, ctx: DocumentContext) -> DocumentChoice:
+        config = self.config
+        counts, corpus = _count(ctx, ctx.corpus, config, "data")
+        several = len(ctx.targets) > 1
+        targets = {
+            name: _count(ctx, each, config, f"target {name}" if several else "target")
+            for name, each in ctx.targets.items()
+        }
+        total = _total(config, corpus.documents)
+        raw = shares(counts)
+        models = {name: shares(own, smoothing=config.smoothing) for name, (own, _) in targets.items()}
+        for name, (own, _) in targets.items():
+            _refuse_unlike(name, own, counts)
+        wanted = _shared(total, targets, config)
+        read = _reading(ctx, config, np.stack([log_ratio(model, raw) for model in models.values()]))
+        chosen = choose(read, config.rules, wanted, seed=ctx.seed)
+        documents, works = _placed(ctx.corpus, config, chosen, read, len(models))
+        recounted = count_chosen(works, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress)
+        facts = tuple(
+            TargetFacts(
+                name=name,
+                corpus=targets[name][1],
+                chosen=wanted[number],
+                effective=chosen.effective[number],
+                kl_corpus=divergence(model, raw),
+                kl_chosen=divergence(model, shares(recounted[number])) if recounted[number].any() else None,
+            )
+            for number, (name, model) in enumerate(models.items())
+        )
+        return DocumentChoice(documents, corpus, chosen.passed, facts)
+
+
+def _count(
+    ctx: DocumentContext, corpus: Corpus, config: DSIR.Config, title: str
+) -> tuple[NDArray[np.int64], CorpusFacts]:
+    """N-grams of a corpus, int64 (B,), and what was found in it; refused where it holds none."""
+    counts = np.zeros(config.buckets, dtype=np.int64)
+    rows = documents = unreadable = 0
+    worst: tuple[Piece, int, Counted] | None = None
+    pieces = count_corpus(
+        corpus, config.features, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress, title=title
+    )
+    for piece, row, counted in _numbered(pieces):
+        counts += counted.counts
+        rows += counted.rows
+        documents += counted.documents
+        unreadable += counted.unreadable
+        if counted.unreadable and worst is None:
+            worst = (piece, row + counted.first, counted)
+    if worst is not None:
+        _refuse_unreadable(worst, unreadable, documents, corpus, title)
+        told = (
+            f"{unreadable} of {unreadable + documents} rows of the {title} cannot be read, and are left out"
+        )
+        ctx.progress.warn(f"{told}; the first is {_place(worst)}, which {worst[2].why}")
+    if not counts.any():
+        raise InputError(
+            f"the {title} holds no words",
+            where=title.partition(" ")[0],
+            found=f"{documents} documents in {rows} rows of {len(corpus.files)} files",
+            fix="look whether these are the files, and whether field names the text",
+        )
+    digest = hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest()
+    facts = CorpusFacts(len(corpus.files), rows, documents, unreadable, int(counts.sum()), digest)
+    return counts, facts
+
+
+def _numbered(pieces: Iterator[tuple[Piece, Counted]]) -> Iterator[tuple[Piece, int, Counted]]:
+    """Every piece with the number of its first row in its file."""
+    row, name = 0, ""
+    for piece, counted in pieces:
+        if piece.file.name != name:
+            row, name = 0, piece.file.name
+        yield piece, row, counted
+        row += counted.rows
+
+
+def _place(worst: tuple[Piece, int, Counted]) -> str:
+    piece, row, _ = worst
+    return f"{piece.file.path}, {'row' if piece.file.format == 'parquet' else 'line'} {row + 1}"
+
+
+def _refuse_unreadable(
+    worst: tuple[Piece, int, Counted], unreadable: int, documents: int, corpus: Corpus, title: str
+) -> None:
+    """Raise where more rows cannot be read than may be: InputError where none can."""
+    most = corpus.config.bad_lines
+    if unreadable <= most * (unreadable + documents):
+        return
+    kind = DamagedDataError if documents else InputError
+    raise kind(
+        f"too many rows of the {title} cannot be read; the first of them {worst[2].why}",
+        where=_place(worst),
+        found=f"{unreadable} of {unreadable + documents} rows",
+        allowed=f"a share of at most {most:g}",
+        fix="name the text with field, mend the files, or raise bad_lines",
+    )
+
+
+def _total(config: DSIR.Config, documents: int) -> int:
+    """The budget; refused where it is more than there is, or nothing."""
+    total = config.budget(documents)
+    if total < 1 or total > documents:
+        raise InputError(
+            f"{total} documents are asked for, and the corpus holds {documents}",
+            where="fraction" if config.count is None else "count",
+            found=f"{config.fraction:g}" if config.count is None else str(total),
+            allowed=f"1 to {documents} documents",
+        )
+    return total
+
+
+def _refuse_unlike(name: str, target: NDArray[np.int64], corpus: NDArray[np.int64]) -> None:
+    if not ((target > 0) & (corpus > 0)).any():
+        raise InputError(
+            f"the target {name} shares no n-gram with the data: every document would be as unlike it",
+            where="target",
+            found=f"{int((target > 0).sum())} buckets of the target, {int((corpus > 0).sum())} of the data",
+            fix="look whether both are text of one language and form",
+        )
+
+
+def _shared(
+    total: int, targets: Mapping[str, tuple[NDArray[np.int64], CorpusFacts]], config: DSIR.Config
+) -> list[int]:
+    """How many documents each target takes: its share, rounded down; the last one what remains."""
+    every = sum(facts.ngrams for _, facts in targets.values())
+    parts = {name: facts.ngrams / every for name, (_, facts) in targets.items()}
+    parts = config.proportions or parts
+    counts = [int(total * parts[name] + _SUM) for name in targets]
+    return [*counts[:-1], total - sum(counts[:-1])]
+
+
+def _reading(ctx: DocumentContext, config: DSIR.Config, models: NDArray[np.float64]) -> Reading:
+    """The scores of the corpus, as often as they are asked for; computed once."""
+
+    def read() -> Iterator[tuple[Piece, Scored]]:
+        return score_corpus(
+            ctx.corpus, config.features, models, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress
+        )
+
+    return read
+
+
+def _placed(
+    corpus: Corpus, config: DSIR.Config, chosen: Chosen, read: Reading, targets: int
+) -> tuple[DocumentSet, list[Recounting]]:
+    """Where the chosen documents lie: as a set, and as work for those who read them again."""
+    file = np.empty(len(chosen.numbers), dtype=np.int32)
+    row = np.empty(len(chosen.numbers), dtype=np.int64)
+    names: dict[str, int] = {}
+    works: list[Recounting] = []
+    order = np.argsort(chosen.numbers)
+    ascending = chosen.numbers[order]
+    for piece, first, start, scored in placed(read):
+        here = order[slice(*np.searchsorted(ascending, [first, first + len(scored.tokens)]))]
+        if not len(here):
+            continue
+        within = chosen.numbers[here] - first
+        file[here] = names.setdefault(piece.file.name, len(names))
+        row[here] = start + within
+        works.append(Recounting(piece, corpus.config, config.features, within, chosen.targets[here], targets))
+    selection = Selection(
+        indices=chosen.numbers,
+        weights=np.ones(len(chosen.numbers), dtype=np.float32),
+        scores=chosen.scores.astype(np.float32),
+    )
+    return DocumentSet(selection, tuple(names), file, row), works
