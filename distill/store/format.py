@@ -91,7 +91,7 @@ REQUIRED: Mapping[str, Spec] = {
     PROVENANCE: TEXT,
 }
 # A set of documents has these, and nothing of images.
-_DOCUMENTS: Mapping[str, Spec] = {
+DOCUMENTS: Mapping[str, Spec] = {
     DOCUMENT_FILES: TEXT,
     DOCUMENT_FILE: Spec(("<i4",), 1),
     DOCUMENT_ROW: Spec(("<i8",), 1),
@@ -111,7 +111,7 @@ OPTIONAL: tuple[Mapping[str, Spec], ...] = (
 BESIDE: Mapping[str, str] = {ROWS: INDICES}
 _SPECS: Mapping[str, Spec] = {
     **REQUIRED,
-    **_DOCUMENTS,
+    **DOCUMENTS,
     **{name: spec for together in OPTIONAL for name, spec in together.items()},
     CODEC: TEXT,
 }
@@ -173,14 +173,14 @@ def holds_documents(names: Iterable[str]) -> bool:
 def unfit(names: Iterable[str]) -> list[str]:
     """The datasets that do not belong into a file with datasets `names`: images beside documents."""
     present = set(names)
-    return sorted(present - _DOCUMENTS.keys()) if holds_documents(present) else []
+    return sorted(present - DOCUMENTS.keys()) if holds_documents(present) else []
 
 
 def missing(names: Iterable[str]) -> list[str]:
     """The datasets that a file with datasets `names` lacks."""
     present = set(names)
     if holds_documents(present):
-        return sorted(_DOCUMENTS.keys() - present)
+        return sorted(DOCUMENTS.keys() - present)
     expected = set(REQUIRED) | {BESIDE[name] for name in present & BESIDE.keys()}
     for together in OPTIONAL:
         if (present | expected) & set(together):
