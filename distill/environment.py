@@ -14,7 +14,7 @@ import torch
 
 import distill
 
-_PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scipy", "h5py", "scikit-learn", "POT")
+_PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scipy", "h5py", "scikit-learn", "POT", "numba")
 
 
 def versions() -> dict[str, str]:

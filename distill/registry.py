@@ -92,8 +92,8 @@ METHODS: dict[str, Entry] = {
             ("less", "dataselect.influence:Less", "LESS: gradients most like a class of the target"),
             ("score", "dataselect.scores:ScoreChoice", "the hardest, the easiest or the middle by a score"),
             ("ccs", "dataselect.ccs:CoverageCentric", "strata of hardness, without the very hardest"),
-            ("dsir", "dataselect.dsir:DSIR", "DSIR: documents whose n-grams are those of the target"),
             ("d2", "dataselect.d2:MessagePassing", "hard and unlike each other, by messages on a graph"),
+            ("dsir", "dataselect.dsir:DSIR", "DSIR: documents whose n-grams are those of the target"),
         ],
     ),
     **_table(

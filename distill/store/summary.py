@@ -173,9 +173,34 @@ def _document_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{documents['count']:,} in {documents['files']:,} files; their texts are not in the set",
         ),
         ("bytes", f"{summary['bytes']['total']:,}"),
-        ("selection", _describe_selection(summary["selection"], documents=True)),
+        ("selection", _describe_choice(summary["selection"])),
+        *_describe_targets(summary["selection"]["meta"].get("targets")),
         ("provenance", _pairs(summary["provenance"]) or "none"),
         ("sha256", summary["content_sha256"]),
+    ]
+
+
+def _describe_choice(selection: Mapping[str, Any]) -> str:
+    """What documents were chosen from, as far as the set tells."""
+    meta = selection["meta"]
+    corpus = meta.get("corpus")
+    told = [f"{selection['count']:,} documents"]
+    if isinstance(corpus, dict):
+        told.append(f"of {_short(corpus.get('documents'))} in {_short(corpus.get('files'))} files")
+    return " ".join(told) + f"; {_short(meta.get('passed'))} passed the filter"
+
+
+def _describe_targets(targets: Any) -> list[tuple[str, str]]:
+    """A line for each target."""
+    known = [target for target in targets if isinstance(target, dict)] if isinstance(targets, list) else []
+    return [
+        (
+            "target" if number == 0 else "",
+            f"{_short(target.get('name'))}: {_short(target.get('chosen'))} documents; KL divergence "
+            f"{_short(target.get('kl_corpus'))} of the corpus, {_short(target.get('kl_chosen'))} of the choice; "
+            f"effective size {_short(target.get('effective'))}",
+        )
+        for number, target in enumerate(known)
     ]
 
 
@@ -244,10 +269,10 @@ def _describe_preprocessing(preprocessing: Mapping[str, Any]) -> str:
     return f"mean {mean}, std {std}{', ZCA' if preprocessing['zca'] else ''}"
 
 
-def _describe_selection(selection: Mapping[str, Any] | None, *, documents: bool = False) -> str:
+def _describe_selection(selection: Mapping[str, Any] | None) -> str:
     if selection is None:
         return "none"
-    known = "" if selection["rows"] or documents else "their rows in the data not kept"
+    known = "" if selection["rows"] else "their rows in the data not kept"
     least, greatest = selection["weights"]["least"], selection["weights"]["greatest"]
     weighted = f"weights {least:.4g} to {greatest:.4g}" if least < greatest else ""
     told = [f"{selection['count']} samples of the source", weighted, known, _pairs(selection["meta"])]

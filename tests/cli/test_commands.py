@@ -159,6 +159,7 @@ def test_methods_and_schema(call: Call) -> None:
             ["score", "selector"],
             ["ccs", "selector"],
             ["d2", "selector"],
+            ["dsir", "selector"],
             ["soft_label", "distiller"],
             ["trajectory", "distiller"],
             ["committee", "distiller"],

@@ -36,6 +36,7 @@ def test_it_names_its_dialect_and_every_key() -> None:
         "steps",
         "evaluate",
         "cache",
+        "engine",
     ]
     assert schema["required"] == ["data", "steps"]
     assert schema["additionalProperties"] is False

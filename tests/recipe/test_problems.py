@@ -234,7 +234,8 @@ CASES: list[tuple[str, str]] = [
     (
         HEAD + STEP + "precison: auto\n",
         "precison: unknown key\n  found: precison: auto\n"
-        "  allowed: seed, precision, data, target, train, steps, evaluate, cache\n  fix: did you mean 'precision'?",
+        "  allowed: seed, precision, data, target, train, steps, evaluate, cache, engine\n"
+        "  fix: did you mean 'precision'?",
     ),
     (HEAD + STEP + "seed: 1\nseed: 1\n", "seed: stands twice, first on line 4\n  fix: keep one of them"),
     (
