@@ -452,6 +452,7 @@ class TargetFacts:
         effective: effective sample size of the weights towards it, among the documents that pass the filter.
         kl_corpus: from the whole corpus.
         kl_chosen: from the documents taken for it; None where these have no n-gram.
+        kl_random: from as many random documents that pass the filter as were chosen for all targets together.
     """
 
     name: str
@@ -460,6 +461,7 @@ class TargetFacts:
     effective: float
     kl_corpus: float
     kl_chosen: float | None
+    kl_random: float | None = None
 
     @property
     def kl_reduction(self) -> float | None:

@@ -15,6 +15,7 @@ from distill.evaluation.results import StageCost
 
 VERSION = 1
 KIND = "documents"
+_TARGET = ("name", "chosen", "effective", "kl_corpus", "kl_chosen", "kl_random")
 
 
 @dataclass(frozen=True)
@@ -135,5 +136,5 @@ def _target_row(target: TargetFacts) -> dict[str, Any]:
 
 
 def _read_target(row: Mapping[str, Any]) -> TargetFacts:
-    own = {name: row[name] for name in ("name", "chosen", "effective", "kl_corpus", "kl_chosen")}
+    own = {name: row[name] for name in _TARGET}
     return TargetFacts(corpus=CorpusFacts(**row["corpus"]), **own)

@@ -14,9 +14,9 @@ from distill.report.quantities import size
 from distill.report.tables import Table, as_text, cost_table, counted, wrapped
 
 _KL = (
-    "KL divergence of the target's n-grams from those of the corpus and of the choice, in nats; the reduction is how "
-    "much closer the choice is. The effective sample size tells how many equally weighted documents the weights are "
-    "worth."
+    "KL divergence of the target's n-grams from those of the corpus, of as many random documents that are long enough, "
+    "and of the choice, in nats; the reduction is how much closer than the corpus the choice is. The effective sample "
+    "size tells how many equally weighted documents the weights are worth."
 )
 
 
@@ -49,12 +49,34 @@ def verdict(report: DocumentReport) -> str:
         return f"{told} chosen; those of one target have no n-gram, so that nothing tells how close they are."
     nearer = "closer to" if report.kl_reduction > 0 else "farther from"
     of = "the target" if len(report.targets) == 1 else f"the {len(report.targets)} targets, in the mean,"
-    return f"{told}: their n-grams are {abs(report.kl_reduction):.3f} nats {nearer} {of} than the corpus's."
+    told += f": their n-grams are {abs(report.kl_reduction):.3f} nats {nearer} {of} than the corpus's"
+    return f"{told}{_against_random(report)}."
+
+
+def _against_random(report: DocumentReport) -> str:
+    """What follows of the comparison with random documents; nothing where there is none."""
+    each = [
+        target.kl_random - target.kl_chosen
+        for target in report.targets
+        if target.kl_random is not None and target.kl_chosen is not None
+    ]
+    if len(each) < len(report.targets):
+        return ""
+    mean = sum(each) / len(each)
+    return f", and {abs(mean):.3f} {'closer' if mean > 0 else 'farther'} than as many random documents'"
 
 
 def target_table(report: DocumentReport) -> Table:
     """One row a target."""
-    numbers = ("documents of it", "chosen", "KL corpus", "KL choice", "reduction", "effective size")
+    numbers = (
+        "documents of it",
+        "chosen",
+        "KL corpus",
+        "KL random",
+        "KL choice",
+        "reduction",
+        "effective size",
+    )
     return Table(
         "Closeness to the target" + ("s" if len(report.targets) > 1 else ""),
         ("target", *numbers),
@@ -72,6 +94,7 @@ def _target_row(target: TargetFacts) -> tuple[str, ...]:
         f"{target.corpus.documents:,}",
         f"{target.chosen:,}",
         nats(target.kl_corpus),
+        nats(target.kl_random),
         nats(target.kl_chosen),
         nats(target.kl_reduction),
         f"{target.effective:,.1f}",

@@ -108,6 +108,23 @@ def choose(read: Reading, rules: Rules, counts: Sequence[int], *, seed: int) -> 
     return Chosen(numbers, scores, targets, whole.passed, whole.effective)
 
 
+def draw_uniform(read: Reading, rules: Rules, count: int, *, seed: int, draw: int) -> NDArray[np.int64]:
+    """Random documents that pass the filter, for comparison: int64 (count,), distinct numbers, ascending.
+
+    Args:
+        read, rules, seed: as for `choose`.
+        count: at most as many as pass.
+        draw: another number than that of any target.
+    """
+    greatest = Greatest(count)
+    for piece, first, row, scored in placed(read):
+        rows = range(row, row + len(scored.tokens))
+        keys = gumbel_noise(seed, piece.file.name, rows, draw=draw)
+        keys[scored.tokens < max(rules.min_tokens, 0)] = -np.inf
+        greatest.add(keys, np.arange(first, first + len(keys)))
+    return np.sort(greatest.rows)
+
+
 def _in_turn(best: Sequence[Greatest], counts: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each target takes its count of what those before it left: documents, and the target of each."""
     taken: dict[int, int] = {}

@@ -12,7 +12,7 @@ workers nor the order of files matter; n-grams are hashed by a fast hash unless 
 the sum over n-grams may be made a mean (`by_length`), since a sum favours the long documents or the short ones.
 
 The corpus is read three times: to count, to score, and to count the n-grams of the choice, which tells how much closer
-to the target it is than the corpus (section 5: KL reduction).
+to the target it is than the corpus (section 5: KL reduction), and than as many random documents.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from dataselect.corpus_passes import (
     count_corpus,
     score_corpus,
 )
-from dataselect.document_choice import Chosen, Reading, Rules, choose, placed
-from dataselect.importance import divergence, log_ratio, shares
+from dataselect.document_choice import Chosen, Reading, Rules, choose, draw_uniform, placed
+from dataselect.importance import Model, divergence, log_ratio, shares
 from dataselect.ngrams import Hash
 from distill.contracts import (
     CorpusFacts,
@@ -145,8 +145,10 @@ class DSIR(DocumentSelector):
         wanted = _shared(total, targets, config)
         read = _reading(ctx, config, np.stack([log_ratio(model, raw) for model in models.values()]))
         chosen = choose(read, config.rules, wanted, seed=ctx.seed)
-        documents, works = _placed(ctx.corpus, config, chosen, read, len(models))
-        recounted = count_chosen(works, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress)
+        documents = _placed(chosen, read)
+        random = draw_uniform(read, config.rules, total, seed=ctx.seed, draw=len(models))
+        works = _to_recount(ctx.corpus, config, chosen, random, read, targets=len(models))
+        *recounted, control = count_chosen(works, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress)
         facts = tuple(
             TargetFacts(
                 name=name,
@@ -154,7 +156,8 @@ class DSIR(DocumentSelector):
                 chosen=wanted[number],
                 effective=chosen.effective[number],
                 kl_corpus=divergence(model, raw),
-                kl_chosen=divergence(model, shares(recounted[number])) if recounted[number].any() else None,
+                kl_chosen=_divergence(model, recounted[number]),
+                kl_random=_divergence(model, control),
             )
             for number, (name, model) in enumerate(models.items())
         )
@@ -273,27 +276,55 @@ def _reading(ctx: DocumentContext, config: DSIR.Config, models: NDArray[np.float
     return read
 
 
-def _placed(
-    corpus: Corpus, config: DSIR.Config, chosen: Chosen, read: Reading, targets: int
-) -> tuple[DocumentSet, list[Recounting]]:
-    """Where the chosen documents lie: as a set, and as work for those who read them again."""
+def _divergence(model: Model, counts: NDArray[np.int64]) -> float | None:
+    """KL of a target from counted n-grams; None where there are none."""
+    return divergence(model, shares(counts)) if counts.any() else None
+
+
+def _placed(chosen: Chosen, read: Reading) -> DocumentSet:
+    """Where the chosen documents lie."""
     file = np.empty(len(chosen.numbers), dtype=np.int32)
     row = np.empty(len(chosen.numbers), dtype=np.int64)
     names: dict[str, int] = {}
-    works: list[Recounting] = []
     order = np.argsort(chosen.numbers)
     ascending = chosen.numbers[order]
     for piece, first, start, scored in placed(read):
-        here = order[slice(*np.searchsorted(ascending, [first, first + len(scored.tokens)]))]
-        if not len(here):
-            continue
-        within = chosen.numbers[here] - first
-        file[here] = names.setdefault(piece.file.name, len(names))
-        row[here] = start + within
-        works.append(Recounting(piece, corpus.config, config.features, within, chosen.targets[here], targets))
+        here = order[_between(ascending, first, len(scored.tokens))]
+        if len(here):
+            file[here] = names.setdefault(piece.file.name, len(names))
+            row[here] = start + chosen.numbers[here] - first
     selection = Selection(
         indices=chosen.numbers,
         weights=np.ones(len(chosen.numbers), dtype=np.float32),
         scores=chosen.scores.astype(np.float32),
     )
-    return DocumentSet(selection, tuple(names), file, row), works
+    return DocumentSet(selection, tuple(names), file, row)
+
+
+def _to_recount(
+    corpus: Corpus,
+    config: DSIR.Config,
+    chosen: Chosen,
+    random: NDArray[np.int64],
+    read: Reading,
+    *,
+    targets: int,
+) -> list[Recounting]:
+    """The chosen documents of each target, and behind the last target the random ones, piece by piece."""
+    numbers = np.concatenate([chosen.numbers, random])
+    takers = np.concatenate([chosen.targets, np.full(len(random), targets, dtype=np.int64)])
+    order = np.argsort(numbers, kind="stable")
+    numbers, takers = numbers[order], takers[order]
+    works = []
+    for piece, first, _, scored in placed(read):
+        here = _between(numbers, first, len(scored.tokens))
+        if here.start < here.stop:
+            rows = numbers[here] - first
+            works.append(Recounting(piece, corpus.config, config.features, rows, takers[here], targets + 1))
+    return works
+
+
+def _between(ascending: NDArray[np.int64], first: int, count: int) -> slice:
+    """Where the numbers from `first` on, `count` of them, stand."""
+    start, stop = np.searchsorted(ascending, [first, first + count])
+    return slice(int(start), int(stop))
