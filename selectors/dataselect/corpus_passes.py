@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,7 +47,13 @@ class Features:
     hash: Hash
 
     def open(self) -> NGrams:
-        return NGrams(n=self.n, buckets=self.buckets, hash=self.hash)
+        """The one of this process: what it remembers of one piece serves the next, and the next pass."""
+        return _opened(self)
+
+
+@lru_cache(maxsize=1)
+def _opened(features: Features) -> NGrams:
+    return NGrams(n=features.n, buckets=features.buckets, hash=features.hash)
 
 
 @dataclass(frozen=True)
