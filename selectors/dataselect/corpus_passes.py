@@ -98,7 +98,7 @@ class Counted:
     """What a piece holds.
 
     Attributes:
-        counts: int64 (B,).
+        path: of its file.
         rows: also those without a document.
         documents: rows with one.
         unreadable: rows that could not be read.
@@ -106,12 +106,18 @@ class Counted:
         why: it could not be read.
     """
 
-    counts: NDArray[np.int64]
+    path: Path
     rows: int
     documents: int
     unreadable: int
     first: int
     why: str
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """int64 (B,), read at each use: those of all pieces of a large corpus are not held."""
+        with np.load(self.path, allow_pickle=False) as kept:
+            return np.asarray(kept["counts"])
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,7 @@ def _counted(path: Path) -> Counted:
     with np.load(path, allow_pickle=False) as kept:
         rows, documents, unreadable, first = kept["facts"].tolist()
         why = kept["why"].tobytes().decode("utf-8")
-        return Counted(kept["counts"], rows, documents, unreadable, first, why)
+        return Counted(path, rows, documents, unreadable, first, why)
 
 
 def _facts(piece: Piece, config: CorpusConfig) -> tuple[Any, ...]:
