@@ -19,7 +19,7 @@ class LocalPool:
     """At most `count` processes, started when first needed and ended with the pool.
 
     Args:
-        count: at least 1; 1 works in this process.
+        count: at least 1; 1 works in this process. So does a single item where no process has been started yet.
     """
 
     def __init__(self, count: int) -> None:
@@ -38,7 +38,7 @@ class LocalPool:
         self, function: Callable[[Item], Result], items: Sequence[Item], *, doing: str
     ) -> Iterator[tuple[int, Result]]:
         """See `distill.parallel.Pool`."""
-        if self.count == 1 or len(items) < 2:
+        if self.count == 1 or (len(items) < 2 and not self._workers):
             yield from ((number, function(item)) for number, item in enumerate(items))
             return
         while len(self._workers) < min(self.count, len(items)):

@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,7 +48,13 @@ class Features:
     hash: Hash
 
     def open(self) -> NGrams:
-        return NGrams(n=self.n, buckets=self.buckets, hash=self.hash)
+        """The one of this process: what it remembers of one piece serves the next, and the next pass."""
+        return _opened(self)
+
+
+@lru_cache(maxsize=1)
+def _opened(features: Features) -> NGrams:
+    return NGrams(n=features.n, buckets=features.buckets, hash=features.hash)
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Counted:
     """What a piece holds.
 
     Attributes:
-        counts: int64 (B,).
+        path: of its file.
         rows: also those without a document.
         documents: rows with one.
         unreadable: rows that could not be read.
@@ -126,12 +133,18 @@ class Counted:
         why: it could not be read.
     """
 
-    counts: NDArray[np.int64]
+    path: Path
     rows: int
     documents: int
     unreadable: int
     first: int
     why: str
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """int64 (B,), read at each use: those of all pieces of a large corpus are not held."""
+        with np.load(self.path, allow_pickle=False) as kept:
+            return np.asarray(kept["counts"])
 
 
 @dataclass(frozen=True)
@@ -290,7 +303,7 @@ def _counted(path: Path) -> Counted:
     with np.load(path, allow_pickle=False) as kept:
         rows, documents, unreadable, first = kept["facts"].tolist()
         why = kept["why"].tobytes().decode("utf-8")
-        return Counted(kept["counts"], rows, documents, unreadable, first, why)
+        return Counted(path, rows, documents, unreadable, first, why)
 
 
 def _facts(piece: Piece, config: CorpusConfig) -> tuple[Any, ...]:

@@ -68,7 +68,7 @@ class Documents:
 
 
 class NGrams:
-    """The feature map.
+    """The feature map; for one thread at a time, since it remembers buckets of n-grams that were hashed before.
 
     Args:
         n: the longest n-grams, at least 1.
@@ -80,9 +80,9 @@ class NGrams:
         self.n = n
         self.buckets = buckets
         self.hash = hash
-        known = _KNOWN if hash == "sha256" else 0
-        self._keys = np.zeros((known, 2), dtype=np.uint64)  # of n-grams whose bucket is remembered
-        self._values = np.full(known, -1, dtype=np.int64)
+        self._known: tuple[NDArray[np.uint64], NDArray[np.int64]] | tuple[None, None] = (None, None)
+        if hash == "sha256":  # of n-grams whose bucket is remembered the keys, and the buckets
+            self._known = np.zeros((_KNOWN, 2), dtype=np.uint64), np.full(_KNOWN, -1, dtype=np.int64)
 
     def count(self, documents: Documents, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Add every n-gram's count to `counts`, int64 (B,).
@@ -91,7 +91,7 @@ class NGrams:
             Tokens of each document, int64 (n,).
         """
         lengths = np.zeros(len(documents), dtype=np.int64)
-        self._scan(documents, counts, np.zeros((0, 0)), np.zeros((0, 0)), lengths)
+        self._scan(documents, counts, None, None, lengths)
         return lengths
 
     def score(
@@ -108,25 +108,27 @@ class NGrams:
         """
         scores = np.zeros((len(models), len(documents)))
         lengths = np.zeros(len(documents), dtype=np.int64)
-        self._scan(documents, np.zeros(0, dtype=np.int64), models, scores, lengths)
+        models = np.array(models, order="C")  # one that may not be written to would be compiled for anew
+        self._scan(documents, None, models, scores, lengths)
         return scores, lengths
 
     def _scan(
         self,
         documents: Documents,
-        counts: NDArray[np.int64],
-        models: NDArray[np.float64],
-        scores: NDArray[np.float64],
+        counts: NDArray[np.int64] | None,
+        models: NDArray[np.float64] | None,
+        scores: NDArray[np.float64] | None,
         lengths: NDArray[np.int64],
     ) -> None:
+        keys, values = self._known
         _scan(
             documents.text,
             documents.starts,
             character_classes(),
             self.n,
             self.buckets,
-            self._keys,
-            self._values,
+            keys,
+            values,
             counts,
             models,
             scores,
@@ -137,7 +139,7 @@ class NGrams:
 @cache
 def character_classes() -> NDArray[np.uint8]:
     """What `re` takes each code point for: 0 a space, 1 a word character, 2 another; uint8 (0x110000,)."""
-    every = "".join(map(chr, range(_CODE_POINTS)))
+    every = np.arange(_CODE_POINTS, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     classes = np.full(_CODE_POINTS, _OTHER, dtype=np.uint8)
     for pattern, kind in ((r"\w+", _WORD), (r"\s+", _SPACE)):
         for run in re.finditer(pattern, every):
@@ -260,9 +262,10 @@ def _token_hash(text, start, stop, masks):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _scan(text, bounds, classes, n, buckets, keys, values, counts, models, scores, lengths):  # type: ignore[no-untyped-def]
-    """Every document's n-grams: counted where `counts` has room, summed over each of `models` where not."""
-    exact = len(values) > 0
-    counting = len(counts) > 0
+    """Every document's n-grams: counted, or summed over each of `models`; by sha256 where `keys` and `values` are.
+
+    What is None is known when this is compiled, which leaves out what nobody asked for.
+    """
     masks = np.empty(9, dtype=np.uint64)
     for size in range(9):
         masks[size] = ~np.uint64(0) >> np.uint64(64 - 8 * size) if size else np.uint64(0)
@@ -284,16 +287,16 @@ def _scan(text, bounds, classes, n, buckets, keys, values, counts, models, score
                 if i:
                     joined = joined * _K1 + hashes[token - i]
                     key = _mixed(joined)
-                if exact:
+                if values is not None:
                     check = _mixed(joined * _K2 + _K1)
                     bucket = _sha256_bucket(
                         text, starts, stops, token - i, token, key, check, buckets, keys, values
                     )
                 else:
                     bucket = np.int64(((key >> wide) * b) >> wide)
-                if counting:
+                if counts is not None:
                     counts[bucket] += 1
-                else:
+                if models is not None:
                     for number in range(len(models)):
                         scores[number, document] += models[number, bucket]
         lengths[document] = tokens

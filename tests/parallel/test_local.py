@@ -45,6 +45,15 @@ def test_one_worker_is_this_process(work: ModuleType) -> None:
         assert dict(pool.each(work.slow_first, [1, 1], doing="waited")) == {0: os.getpid(), 1: os.getpid()}
 
 
+def test_a_single_item_starts_no_process_and_goes_to_one_that_is_there(work: ModuleType) -> None:
+    with LocalPool(2) as pool:
+        (alone,) = dict(pool.each(work.slow_first, [1], doing="waited")).values()
+        several = dict(pool.each(work.slow_first, [1, 1], doing="waited")).values()
+        (later,) = dict(pool.each(work.slow_first, [1], doing="waited")).values()
+    assert alone == os.getpid()
+    assert later in several and os.getpid() not in several
+
+
 def test_results_come_as_they_are_done(pool: LocalPool, work: ModuleType) -> None:
     order = [number for number, _ in pool.each(work.slow_first, [0, 1, 2, 3], doing="waited")]
     assert order == [1, 2, 3, 0]
