@@ -22,6 +22,7 @@ from distill.training.config import Strict, TrainConfig
 
 if TYPE_CHECKING:
     from distill.cache import Cache
+    from distill.cache.text_passes import TextPasses
     from distill.costs import Costs
     from distill.parallel import Pool
     from distill.text import Corpus
@@ -408,6 +409,7 @@ class DocumentContext:
         corpus: the documents to choose from.
         targets: what they are to resemble, by name; at least one.
         pool: processes side by side.
+        passes: where passes over the corpora leave their results, for this run and for others.
         progress: where to tell what happens.
         scratch: a folder of this step for its own results; survives an interrupted run.
     """
@@ -416,6 +418,7 @@ class DocumentContext:
     corpus: Corpus
     targets: Mapping[str, Corpus]
     pool: Pool
+    passes: TextPasses
     progress: Progress
     scratch: Path
 

@@ -1,20 +1,23 @@
 """The road of `distill run` over text: recipe -> corpus and targets -> documents chosen -> set.h5 -> report.
 
-Passes over the corpus leave one file a piece in the run's folder, so that an interrupted run goes on where it was.
+Passes over the corpus leave one file a piece in the cache, so that an interrupted run goes on where it was, and another
+choice from the same corpus begins where this one ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
+from distill.cache.folder import default_folder
+from distill.cache.text_passes import TextPasses
 from distill.contracts import DocumentChoice, DocumentContext, DocumentSelector, DocumentSet, Progress
-from distill.costs import Costs, load_cost, save_cost
+from distill.costs import Costs
 from distill.document_checks import check_readable
 from distill.document_results import DocumentReport, Example, facts_of
 from distill.environment import code_revision, machine, versions
@@ -32,9 +35,6 @@ from distill.text import Corpus
 from distill.text.data import TextConfig, TextTargetConfig
 from distill.text.records import read_records
 from distill.training.engine import worker_count
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _SHOWN = 3  # examples of a target
 _LETTERS = 400  # of an example
@@ -60,11 +60,9 @@ def run_documents(
     with open_pool(recipe.engine, workers=worker_count()) as pool:
         costs = Costs(_Workers(pool))
         with costs.stage(f"selector {step.name}"), step_named(0, step):
-            saved = folder.cost(0)
-            if saved.exists():
-                costs.go_on(load_cost(saved))
-            counted = _CostedPool(pool, costs, saved)
-            ctx = DocumentContext(recipe.seed, corpus, targets, counted, progress, scratch)
+            cache = Path(recipe.cache.folder) if recipe.cache.folder else default_folder()
+            passes = TextPasses(cache, costs=costs)
+            ctx = DocumentContext(recipe.seed, corpus, targets, pool, passes, progress, scratch)
             choice = step.run(ctx)
         documents = _finished(choice, recipe, corpus, targets)
         write_documents(documents, folder.set)
@@ -129,25 +127,6 @@ class _Workers:
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
-
-    def take_worker_peak(self) -> int:
-        return self.pool.take_worker_peak()
-
-
-@dataclass(frozen=True)
-class _CostedPool:
-    """A pool that keeps, with every result, what the stage has cost: a killed run's part is counted too."""
-
-    pool: Pool
-    costs: Costs
-    path: Path
-
-    def each(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, doing: str
-    ) -> Iterator[tuple[int, Result]]:
-        for number, result in self.pool.each(function, items, doing=doing):
-            yield number, result
-            save_cost(self.path, self.costs.so_far())
 
     def take_worker_peak(self) -> int:
         return self.pool.take_worker_peak()

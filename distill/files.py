@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,13 @@ def remove_stale_partials(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
                 partial.unlink()
+
+
+def is_whole_zip(path: Path) -> bool:
+    """Whether a zip file, such as an npz, is there and has the checksums that it holds."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as held:
+        return held.testzip() is None
+    return False
 
 
 def sync(path: Path) -> None:

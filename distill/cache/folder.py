@@ -4,6 +4,7 @@ FOLDER/distill-cache.json     the format
 FOLDER/rows/KEY/              shards of one quantity (distill/cache/shards.py)
 FOLDER/networks/              trained networks (distill/cache/networks.py)
 FOLDER/trajectories/KEY/      training trajectories (distill/cache/trajectories.py)
+FOLDER/text/KEY/              passes over corpora of text (distill/cache/text_passes.py)
 """
 
 from __future__ import annotations

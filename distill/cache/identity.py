@@ -16,7 +16,7 @@ from distill.training.config import Strict, TrainConfig
 # Raised whenever values change for the same inputs, so that older ones are not served; each for itself, as networks
 # cost hours and rows of features seconds.
 PRODUCER_VERSION = 3  # of rows and statistics
-_OTHERS = {"network": 3, "trajectories": 4, "critical_maps": 4}
+_OTHERS = {"network": 3, "trajectories": 4, "critical_maps": 4, "ngram_counts": 1, "ngram_scores": 1}
 
 
 def producer_version(kind: str) -> int:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.cache import text_passes
 from distill.cache.folder import is_cache, locked_alone, read_description, refuse_other_format
 from distill.cache.identity import producer_version
 from distill.cache.networks import read_facts
 from distill.cache.shards import MANIFEST, Shard, shard_ranges, state_of
 from distill.cache.trajectories import HEADER, damaged_experts, experts_held, marks_in
 from distill.errors import InputError
-from distill.files import PARTIAL, disk_errors
+from distill.files import PARTIAL, disk_errors, is_whole_zip
 
 _DAY = 86400.0
 
@@ -53,7 +54,7 @@ def entries(folder: Path) -> list[Entry]:
         InputError: there is no cache, or one of another format.
     """
     _refuse_other(folder)
-    found = [*_rows(folder), *_networks(folder), *_trajectories(folder)]
+    found = [*_rows(folder), *_networks(folder), *_trajectories(folder), *_text(folder)]
     return sorted(found, key=lambda entry: (-entry.used, entry.path.name))
 
 
@@ -74,6 +75,8 @@ def damaged(folder: Path) -> Iterator[tuple[Path, bool]]:
         broken = damaged_experts(header.parent)
         for expert, sha256 in marks_in(header.parent).items():
             yield header.parent / f"expert-{expert:05d}.{sha256}", expert not in broken
+    for path in sorted((folder / text_passes.FOLDER).glob("*/*.npz")):
+        yield path, is_whole_zip(path)
 
 
 def surplus(found: Sequence[Entry], *, max_bytes: int | None, unused_days: float | None) -> list[Entry]:
@@ -244,6 +247,27 @@ def _trajectories(folder: Path) -> Iterator[Entry]:
 def _told_of_experts(done: int, parts: dict[str, Any]) -> str:
     model = parts.get("model", {}).get("name", "unknown")
     return f"{done} experts, {model}, {len(parts.get('epochs', []))} checkpoints, {str(parts.get('data', ''))[:8]}"
+
+
+def _text(folder: Path) -> Iterator[Entry]:
+    for place in _folders(folder / text_passes.FOLDER):
+        facts = read_description(place / MANIFEST)
+        parts = facts.get("parts", {})
+        kind, pieces = str(parts.get("kind", "unknown")), int(parts.get("pieces", 0))
+        yield Entry(
+            kind=kind,
+            path=place,
+            told=_told_of_text(parts) if parts else _unreadable(place),
+            bytes=_size(place),
+            used=_used(place, MANIFEST),
+            whole=min(text_passes.pieces_held(place) / pieces, 1.0) if pieces else 0.0,
+            obsolete=_is_obsolete(facts, kind),
+        )
+
+
+def _told_of_text(parts: dict[str, Any]) -> str:
+    grams = f"1 to {parts.get('n')}-grams in {parts.get('buckets')} buckets by {parts.get('hash')}"
+    return f"{parts.get('files')} files of {parts.get('bytes')} bytes, {str(parts.get('corpus', ''))[:8]}, {grams}"
 
 
 def _checksum(path: Path) -> str | None:

@@ -1,21 +1,20 @@
 """Passes over a corpus, piece by piece in processes side by side: n-grams counted, documents scored.
 
-Each piece's result is a file in the step's folder, written whole or not at all: a killed run computes the missing ones
-only. A file's name holds the sha256 of everything that decides its content, so that a piece of a file that has changed
-is computed anew. Of the documents nothing is held: scores lie on the disk, 8 bytes a document and model and 4 more.
+Each piece's result is a file, written whole or not at all: a killed run computes the missing ones only. A file's name
+holds the sha256 of everything that decides its content, so that a piece of a file that has changed is computed anew. Of
+the documents nothing is held: scores lie on the disk, 8 bytes a document and model and 4 more.
 
-FOLDER/counts-NUMBER.SHA256.npz    what a piece holds (`Counted`)
-FOLDER/scores-NUMBER.SHA256.npz    scores of its rows (`Scored`)
-FOLDER/chosen-NUMBER.SHA256.npz    n-grams of its chosen documents
+FOLDER/counts-NUMBER-SHA256.npz    what a piece holds (`Counted`)
+FOLDER/scores-NUMBER-SHA256.npz    scores of its rows (`Scored`)
+FOLDER/chosen-NUMBER-SHA256.npz    n-grams of its chosen documents
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataselect.ngrams import Documents, Hash, NGrams
-from distill.files import remove_stale_partials, write_bytes_atomically
+from distill.files import is_whole_zip, remove_stale_partials, write_bytes_atomically
 from distill.parallel import Pool
 from distill.text import Corpus, CorpusConfig, Piece, read_blocks
 
 if TYPE_CHECKING:
+    from distill.cache.text_passes import TextPasses
     from distill.contracts import Progress
 
 ABSENT = -1  # tokens of a row without a document
@@ -125,7 +125,7 @@ class Counted:
     """What a piece holds.
 
     Attributes:
-        path: of its file.
+        counts: int64 (B,).
         rows: also those without a document.
         documents: rows with one.
         unreadable: rows that could not be read.
@@ -133,18 +133,12 @@ class Counted:
         why: it could not be read.
     """
 
-    path: Path
+    counts: NDArray[np.int64]
     rows: int
     documents: int
     unreadable: int
     first: int
     why: str
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """int64 (B,), read at each use: those of all pieces of a large corpus are not held."""
-        with np.load(self.path, allow_pickle=False) as kept:
-            return np.asarray(kept["counts"])
 
 
 @dataclass(frozen=True)
@@ -161,7 +155,14 @@ class Scored:
 
 
 def count_corpus(
-    corpus: Corpus, features: Features, *, folder: Path, pool: Pool, progress: Progress, title: str
+    corpus: Corpus,
+    features: Features,
+    *,
+    folder: Path,
+    pool: Pool,
+    progress: Progress,
+    title: str,
+    passes: TextPasses | None = None,
 ) -> Iterator[tuple[Piece, Counted]]:
     """What every piece of the corpus holds, in their order.
 
@@ -172,12 +173,13 @@ def count_corpus(
         pool: who works.
         progress: where it is told.
         title: what the corpus is called there.
+        passes: who keeps what the pieces cost; None keeps nothing.
 
     Raises:
         InputError, DamagedDataError: what `read_blocks` refuses.
     """
     works = [Counting(piece, corpus.config, features) for piece in corpus.pieces()]
-    paths = _done(works, count_piece, folder, pool, progress, f"count n-grams of {title}")
+    paths = _done(works, count_piece, folder, pool, progress, f"count n-grams of {title}", passes)
     for work, path in zip(works, paths, strict=True):
         yield work.piece, _counted(path)
 
@@ -190,13 +192,14 @@ def score_corpus(
     folder: Path,
     pool: Pool,
     progress: Progress,
+    passes: TextPasses | None = None,
 ) -> Iterator[tuple[Piece, Scored]]:
     """The scores of every piece, in their order, one after the other: memory is that of one.
 
     Args, raises: as `count_corpus`; `models` float64 (T, B).
     """
     works = [Scoring(piece, corpus.config, features, models) for piece in corpus.pieces()]
-    paths = _done(works, score_piece, folder, pool, progress, "score documents")
+    paths = _done(works, score_piece, folder, pool, progress, "score documents", passes)
     for work, path in zip(works, paths, strict=True):
         with np.load(path, allow_pickle=False) as kept:
             yield work.piece, Scored(kept["scores"], kept["tokens"])
@@ -273,17 +276,34 @@ def _done(
     pool: Pool,
     progress: Progress,
     title: str,
+    passes: TextPasses | None = None,
 ) -> list[Path]:
     """The files of all results; what is missing is computed."""
     remove_stale_partials(folder)
-    paths = [folder / f"{work.kind}-{number:06d}.{work.identity}.npz" for number, work in enumerate(works)]
-    missing = [number for number, path in enumerate(paths) if not _is_whole(path)]
+    paths = [folder / f"{work.kind}-{number:06d}-{work.identity}.npz" for number, work in enumerate(works)]
+    missing = [number for number, path in enumerate(paths) if not is_whole_zip(path)]
+    if passes is not None:
+        passes.charge(folder, set(range(len(works))).difference(missing))
     if missing:
         with progress.task(title, total=len(missing), unit="piece") as task:
+            before = time.perf_counter()
             for place, arrays in pool.each(function, [works[number] for number in missing], doing=title):
                 write_bytes_atomically(paths[missing[place]], _packed(arrays))
+                if passes is not None:
+                    now = time.perf_counter()
+                    passes.made(folder, missing[place], seconds=now - before)
+                    before = now
                 task.advance()
+        _remove_others(folder, works[0].kind, paths)
     return paths
+
+
+def _remove_others(folder: Path, kind: str, paths: Sequence[Path]) -> None:
+    """Remove what pieces gave when their files were others."""
+    known = {path.name for path in paths}
+    for other in folder.glob(f"{kind}-*.npz"):
+        if other.name not in known:
+            other.unlink(missing_ok=True)
 
 
 def _packed(arrays: Arrays) -> bytes:
@@ -292,18 +312,11 @@ def _packed(arrays: Arrays) -> bytes:
     return buffer.getvalue()
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the file is there, with the checksums that a zip file has."""
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as kept:
-        return kept.testzip() is None
-    return False
-
-
 def _counted(path: Path) -> Counted:
     with np.load(path, allow_pickle=False) as kept:
         rows, documents, unreadable, first = kept["facts"].tolist()
         why = kept["why"].tobytes().decode("utf-8")
-        return Counted(path, rows, documents, unreadable, first, why)
+        return Counted(kept["counts"], rows, documents, unreadable, first, why)
 
 
 def _facts(piece: Piece, config: CorpusConfig) -> tuple[Any, ...]:

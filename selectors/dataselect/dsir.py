@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Self
+from dataclasses import asdict
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,17 +132,16 @@ class DSIR(DocumentSelector):
 
     def run(self, ctx: DocumentContext) -> DocumentChoice:
         config = self.config
-        counts, corpus = _count(ctx, ctx.corpus, config, "data")
         several = len(ctx.targets) > 1
-        targets = {
-            name: _count(ctx, each, config, f"target {name}" if several else "target")
-            for name, each in ctx.targets.items()
-        }
+        titles = {name: f"target {name}" if several else "target" for name in ctx.targets}
+        # Those first: they are small, and what is wrong with them is told at once.
+        targets = {name: _count(ctx, each, config, titles[name]) for name, each in ctx.targets.items()}
+        counts, corpus = _count(ctx, ctx.corpus, config, "data")
         total = _total(config, corpus.documents)
         raw = shares(counts)
         models = {name: shares(own, smoothing=config.smoothing) for name, (own, _) in targets.items()}
         for name, (own, _) in targets.items():
-            _refuse_unlike(name, own, counts)
+            _refuse_unlike(titles[name], own, counts)
         wanted = _shared(total, targets, config)
         read = _reading(ctx, config, np.stack([log_ratio(model, raw) for model in models.values()]))
         chosen = choose(read, config.rules, wanted, seed=ctx.seed)
@@ -172,7 +172,13 @@ def _count(
     rows = documents = unreadable = 0
     worst: tuple[Piece, int, Counted] | None = None
     pieces = count_corpus(
-        corpus, config.features, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress, title=title
+        corpus,
+        config.features,
+        folder=ctx.passes.place("ngram_counts", _parts(corpus, config)),
+        pool=ctx.pool,
+        progress=ctx.progress,
+        title=title,
+        passes=ctx.passes,
     )
     for piece, row, counted in _numbered(pieces):
         counts += counted.counts
@@ -244,10 +250,10 @@ def _total(config: DSIR.Config, documents: int) -> int:
     return total
 
 
-def _refuse_unlike(name: str, target: NDArray[np.int64], corpus: NDArray[np.int64]) -> None:
+def _refuse_unlike(title: str, target: NDArray[np.int64], corpus: NDArray[np.int64]) -> None:
     if not ((target > 0) & (corpus > 0)).any():
         raise InputError(
-            f"the target {name} shares no n-gram with the data: every document would be as unlike it",
+            f"the {title} shares no n-gram with the data: every document would be as unlike it",
             where="target",
             found=f"{int((target > 0).sum())} buckets of the target, {int((corpus > 0).sum())} of the data",
             fix="look whether both are text of one language and form",
@@ -267,13 +273,34 @@ def _shared(
 
 def _reading(ctx: DocumentContext, config: DSIR.Config, models: NDArray[np.float64]) -> Reading:
     """The scores of the corpus, as often as they are asked for; computed once."""
+    by = hashlib.sha256(models.astype("<f8").tobytes()).hexdigest()
+    folder = ctx.passes.place("ngram_scores", {**_parts(ctx.corpus, config), "models": by})
 
     def read() -> Iterator[tuple[Piece, Scored]]:
         return score_corpus(
-            ctx.corpus, config.features, models, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress
+            ctx.corpus,
+            config.features,
+            models,
+            folder=folder,
+            pool=ctx.pool,
+            progress=ctx.progress,
+            passes=ctx.passes,
         )
 
     return read
+
+
+def _parts(corpus: Corpus, config: DSIR.Config) -> dict[str, Any]:
+    """What a pass over the corpus depends on, and what tells people of it."""
+    read = corpus.config
+    return {
+        "corpus": corpus.identity,
+        "files": len(corpus.files),
+        "bytes": sum(file.size for file in corpus.files),
+        "pieces": len(corpus.pieces()),
+        "read": {"field": read.field, "document": read.document, "document_bytes": read.document_bytes},
+        **asdict(config.features),
+    }
 
 
 def _divergence(model: Model, counts: NDArray[np.int64]) -> float | None:
