@@ -68,4 +68,4 @@ class EffectiveSize:
 
     @property
     def size(self) -> float:
-        return self._sum**2 / self._squares if self._squares else 0.0
+        return float(self._sum**2 / self._squares) if self._squares else 0.0
