@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from distill.contracts import DocumentSelector, Method
 from distill.errors import InputError
 from distill.recipe import Recipe
 from distill.step_checks import step_named
-from distill.text import Corpus, read_blocks
-from distill.text.data import TextTargetConfig
+from distill.text import Corpus, read_blocks, would_be_read
+from distill.text.data import TextConfig, TextTargetConfig
 
 _FIRST = 1000  # rows that cannot be read, after which nothing else is expected
 
@@ -87,6 +88,31 @@ def check_text(recipe: Recipe, steps: Sequence[Method | DocumentSelector]) -> Do
     with step_named(0, step):
         step.check(tuple(recipe.target.named))
     return step
+
+
+def check_outputs(recipe: Recipe, outputs: Iterable[Path]) -> None:
+    """Raise InputError where what a run writes would be read as documents: its log, its report, what it chose.
+
+    Args:
+        recipe: of text or images.
+        outputs: every file that may be written.
+    """
+    read: list[tuple[str, str | list[str]]] = []
+    if isinstance(recipe.data, TextConfig):
+        read.append(("data.files", recipe.data.files))
+    if isinstance(recipe.target, TextTargetConfig):
+        read += [("target.files", files) for files in recipe.target.named.values()]
+    for where, files in read:
+        among = [
+            path for path in outputs if would_be_read(path, [files] if isinstance(files, str) else files)
+        ]
+        if among:
+            raise InputError(
+                "a run would write among the files that it reads",
+                where=where,
+                found=f"{among[0]} among {files}",
+                fix="name a folder outside of them with --out",
+            )
 
 
 def check_readable(corpus: Corpus, *, where: str) -> None:

@@ -30,7 +30,7 @@ from distill.contracts import (
 )
 from distill.costs import CostedLedger, Costs
 from distill.data import open_source, open_target, with_target
-from distill.document_checks import check_images, check_text
+from distill.document_checks import check_images, check_outputs, check_text
 from distill.document_plan import plan_documents
 from distill.document_results import DocumentReport
 from distill.document_results import from_report as from_document_report
@@ -116,6 +116,7 @@ def run(
     loaded, name = resolve(recipe, overrides, seed)
     _refuse_for_images(loaded, materialise)
     folder = RunFolder(Path(out) if out else Path("runs") / name)
+    check_outputs(loaded, folder.replaced)
     torch_device = _device_of(loaded, device)
     merged = merged_yaml(loaded)
     folder.check(merged, resume=resume, fresh=fresh)  # before the lock, which makes the folder
@@ -203,6 +204,7 @@ def dry_run(
     """What `run` with the same arguments would do, as text; nothing is run or written."""
     loaded, name = resolve(recipe, overrides, seed)
     folder = RunFolder(Path(out) if out else Path("runs") / name)
+    check_outputs(loaded, folder.replaced)
     state = folder.check(merged_yaml(loaded), resume=resume, fresh=fresh)
     steps, on = make_steps(loaded), _device_of(loaded, device)
     if loaded.of_text:

@@ -142,8 +142,8 @@ class RunFolder:
         return self.root / f"documents.{form}"
 
     @property
-    def _replaced(self) -> tuple[Path, ...]:
-        """What a new run replaces."""
+    def replaced(self) -> tuple[Path, ...]:
+        """What a run may leave, and a new one replaces."""
         return (*self.outputs, *map(self.documents, DOCUMENT_FORMS))
 
     def make(self) -> None:
@@ -235,13 +235,13 @@ class RunFolder:
         with disk_errors(self.root):
             if aside.exists() or (self.set.exists() and not self._was_interrupted()):
                 aside.mkdir(exist_ok=True)
-                for path in self._replaced:
+                for path in self.replaced:
                     with suppress(FileNotFoundError):
                         path.replace(aside / path.name)
                 shutil.rmtree(self.previous, ignore_errors=True)
                 aside.rename(self.previous)
             shutil.rmtree(self.resume, ignore_errors=True)
-            for path in self._replaced:
+            for path in self.replaced:
                 path.unlink(missing_ok=True)
 
     def finish(self) -> None:

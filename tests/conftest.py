@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from distill.cache import Cache, Network
+from distill.cache.text_passes import TextPasses
 from distill.contracts import Context, Preprocessing, Source
 from distill.costs import Costs
 from distill.data.statistics import channel_statistics, split_of
@@ -180,3 +181,18 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     monkeypatch.setattr(Engine, "train", counting)
     return jobs
+
+
+class _Here:
+    """Who works: this process, whose memory is nobody's matter."""
+
+    device = torch.device("cpu")
+
+    def take_worker_peak(self) -> int:
+        return 0
+
+
+@pytest.fixture
+def text_passes() -> Callable[[Path], TextPasses]:
+    """text_passes(folder): passes over text in a cache there."""
+    return lambda folder: TextPasses(folder, costs=Costs(_Here()))

@@ -23,7 +23,7 @@ from distill.files import write_atomically
 from distill.progress import NullProgress
 from distill.set_recipe import read_provenance, recipe_of_set
 from distill.store.reader import read_documents
-from distill.text import Corpus
+from distill.text import Corpus, would_be_read
 from distill.text.data import TextConfig
 from distill.text.records import Record, read_records
 
@@ -68,7 +68,7 @@ def export_documents(path: Path, overrides: Sequence[str], *, to: Form, out: Pat
             raise InputError("the corpus is not read", where=overrides[0], fix="leave it out")
         write_indices(documents, out)
         return len(documents)
-    _refuse_corpus_folder(out, documents, path, overrides)
+    _refuse_among_corpus(out, documents, path, overrides)
     write_chosen(documents, corpus_of(documents, path, overrides, progress), out, to=to, progress=progress)
     return len(documents)
 
@@ -190,7 +190,7 @@ def _groups(placed: Iterable[Placed]) -> Iterator[list[dict[str, Any]]]:
         yield rows
 
 
-def _refuse_corpus_folder(out: Path, documents: DocumentSet, path: Path, overrides: Sequence[str]) -> None:
+def _refuse_among_corpus(out: Path, documents: DocumentSet, path: Path, overrides: Sequence[str]) -> None:
     """Raise InputError where the file to be written would be taken for one of the corpus by the next run."""
     try:
         made = read_provenance(documents, where=str(path))
@@ -198,13 +198,10 @@ def _refuse_corpus_folder(out: Path, documents: DocumentSet, path: Path, overrid
     except (InputError, DamagedDataError):
         return  # told where the corpus is asked for
     config = loaded.recipe.data
-    files = config.files if isinstance(config, TextConfig) else []
-    for pattern in [files] if isinstance(files, str) else files:
-        folder = Path(pattern)
-        if folder.is_dir() and folder.resolve() in out.resolve().parents:
-            raise InputError(
-                "the corpus is read from there, and what is exported may be taken for some of it",
-                where=str(out),
-                found=f"a place in {folder}",
-                fix="name a place outside of the corpus with --out",
-            )
+    if isinstance(config, TextConfig) and would_be_read(out, config.corpus_config(config.files).files):
+        raise InputError(
+            "the corpus is read from there, and what is exported would be taken for some of it",
+            where=str(out),
+            found=f"a place among {config.files}",
+            fix="name a place outside of the corpus with --out",
+        )

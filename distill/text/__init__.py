@@ -4,7 +4,16 @@ A document is known by its file and its row there. Rows are numbered as they sta
 empty lines, and lines that cannot be read.
 """
 
-from distill.text.corpus import Corpus, CorpusConfig, Piece, find_files
+from distill.text.corpus import Corpus, CorpusConfig, Piece, find_files, would_be_read
 from distill.text.documents import Block, Unreadable, read_blocks
 
-__all__ = ["Block", "Corpus", "CorpusConfig", "Piece", "Unreadable", "find_files", "read_blocks"]
+__all__ = [
+    "Block",
+    "Corpus",
+    "CorpusConfig",
+    "Piece",
+    "Unreadable",
+    "find_files",
+    "read_blocks",
+    "would_be_read",
+]

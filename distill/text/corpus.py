@@ -11,6 +11,7 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -146,6 +147,35 @@ def find_files(config: CorpusConfig, *, where: str) -> Corpus:
     shared = Path(os.path.commonpath([path.parent for path in paths]))
     files = [_described(path, path.relative_to(shared).as_posix(), where) for path in paths]
     return Corpus(config, tuple(sorted(files, key=lambda file: file.name)))
+
+
+def would_be_read(path: Path, files: Sequence[str]) -> bool:
+    """Whether a file at `path` would be one of a corpus of these files, were it there.
+
+    Args:
+        path: of a file that may be absent.
+        files: as of `CorpusConfig`.
+    """
+    own = Path(os.path.abspath(path))  # noqa: PTH100 - `..` is taken away, and links are left, as in patterns
+    for pattern in files:
+        if Path(pattern).is_dir():
+            if _kind(own) is not None and Path(pattern).resolve() in own.resolve().parents:
+                return True
+        elif _fits(own.parts, Path(os.path.abspath(pattern)).parts):  # noqa: PTH100
+            return True
+    return False
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether `glob` takes these parts of a path for those of a pattern; hidden names must be named."""
+    if not pattern or not path:
+        return not pattern and not path
+    name, own = path[0], pattern[0]
+    if own == "**":
+        further = not name.startswith(".") and (len(path) == 1 == len(pattern) or _fits(path[1:], pattern))
+        return further or _fits(path, pattern[1:])
+    hidden = name.startswith(".") and not own.startswith(".")
+    return not hidden and fnmatchcase(name, own) and _fits(path[1:], pattern[1:])
 
 
 def _matching(pattern: str, where: str) -> list[Path]:

@@ -71,7 +71,7 @@ class Chosen(NamedTuple):
     effective: tuple[float, ...]
 
 
-def choose(read: Reading, rules: Rules, counts: Sequence[int], *, seed: int) -> Chosen:
+def choose(read: Reading, rules: Rules, counts: Sequence[int], *, seed: int, where: str = "count") -> Chosen:
     """Choose documents.
 
     Args:
@@ -79,6 +79,7 @@ def choose(read: Reading, rules: Rules, counts: Sequence[int], *, seed: int) -> 
         rules: how.
         counts: for each of T targets, in the order in which they take.
         seed: of the noise; a document's own follows from it, its file's name and its row there.
+        where: the option that tells how many, for messages.
 
     Raises:
         InputError: fewer documents pass the filter than are asked for.
@@ -88,9 +89,9 @@ def choose(read: Reading, rules: Rules, counts: Sequence[int], *, seed: int) -> 
     if whole.passed < total:
         raise InputError(
             f"{total} documents are asked for, and {whole.passed} have {rules.min_tokens} tokens or more",
-            where="count",
-            found=str(total),
-            allowed=f"at most {whole.passed}",
+            where=where,
+            found=f"{total} documents",
+            allowed=f"at most {whole.passed} documents",
             fix="lower the budget, or min_tokens",
         )
     best = [Greatest(total) for _ in counts]

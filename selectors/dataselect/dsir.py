@@ -117,6 +117,11 @@ class DSIR(DocumentSelector):
             """How many of so many documents are kept."""
             return self.count if self.count is not None else round((self.fraction or 0) * documents)
 
+        @property
+        def budget_option(self) -> str:
+            """The option that says so."""
+            return "fraction" if self.count is None else "count"
+
     config: Config
 
     def check(self, targets: Sequence[str]) -> None:
@@ -144,7 +149,7 @@ class DSIR(DocumentSelector):
             _refuse_unlike(titles[name], own, counts)
         wanted = _shared(total, targets, config)
         read = _reading(ctx, config, np.stack([log_ratio(model, raw) for model in models.values()]))
-        chosen = choose(read, config.rules, wanted, seed=ctx.seed)
+        chosen = choose(read, config.rules, wanted, seed=ctx.seed, where=config.budget_option)
         documents = _placed(chosen, read)
         random = draw_uniform(read, config.rules, total, seed=ctx.seed, draw=len(models))
         works = _to_recount(ctx.corpus, config, chosen, random, read, targets=len(models))
@@ -243,7 +248,7 @@ def _total(config: DSIR.Config, documents: int) -> int:
     if total < 1 or total > documents:
         raise InputError(
             f"{total} documents are asked for, and the corpus holds {documents}",
-            where="fraction" if config.count is None else "count",
+            where=config.budget_option,
             found=f"{config.fraction:g}" if config.count is None else str(total),
             allowed=f"1 to {documents} documents",
         )

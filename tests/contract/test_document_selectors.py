@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from distill.cache.text_passes import TextPasses
 from distill.contracts import DocumentChoice, DocumentContext, DocumentSelector
-from distill.costs import Costs
 from distill.errors import InputError
 from distill.parallel.local import LocalPool
 from distill.progress import NullProgress
@@ -53,15 +52,6 @@ class CountedPool(LocalPool):
             yield found
 
 
-class Here:
-    """Measures nothing."""
-
-    device = torch.device("cpu")
-
-    def take_worker_peak(self) -> int:
-        return 0
-
-
 def written(folder: Path, texts: Sequence[str], files: int) -> Corpus:
     """The texts in files of like length, one after the other."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +70,7 @@ def sentences(count: int, first: int, seed: int) -> list[str]:
 
 
 @pytest.fixture
-def make_context(tmp_path: Path) -> MakeContext:
+def make_context(tmp_path: Path, text_passes: Callable[[Path], TextPasses]) -> MakeContext:
     """90 documents in three files, a third of them like the target."""
     texts = [*sentences(30, 0, 0), *sentences(60, 30, 1)]
     order = np.random.default_rng(3).permutation(90)
@@ -91,8 +81,7 @@ def make_context(tmp_path: Path) -> MakeContext:
         number = len(list(tmp_path.glob("scratch-*")))
         scratch = tmp_path / f"scratch-{number}"
         scratch.mkdir()
-        costs = Costs(Here())
-        passes = TextPasses(tmp_path / cache, costs=costs)
+        passes = text_passes(tmp_path / cache)
         return DocumentContext(
             seed, corpus, {"target": target}, pool or LocalPool(1), passes, NullProgress(), scratch
         )

@@ -96,7 +96,7 @@ def test_too_large_a_budget_is_refused(corpus: tuple[NDArray[np.float64], NDArra
     assert sorted(every.numbers.tolist()) == np.flatnonzero(tokens >= 0).tolist()
     with pytest.raises(InputError, match="58 documents are asked for, and 57") as caught:
         choose(reading(scores, tokens, [60], 9), PLAIN, (there, 1), seed=0)
-    assert caught.value.allowed == "at most 57"
+    assert caught.value.allowed == "at most 57 documents"
 
 
 def test_a_drawn_document_hangs_on_its_place_and_not_on_what_else_is_there() -> None:

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from distill.errors import DamagedDataError, DistillError, InputError, UnsafeFileError
-from distill.text import Corpus, CorpusConfig, find_files, read_blocks, streams
+from distill.text import Corpus, CorpusConfig, find_files, read_blocks, streams, would_be_read
 
 TEXTS = [
     "one",
@@ -252,3 +252,29 @@ def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no such column") as caught:
             list(read_blocks(found.pieces()[0], found.config))
         assert (caught.value.found, caught.value.allowed) == (told, "id, text")
+
+
+PATTERNS = [
+    "a", "a/b", "**", "**/*.jsonl", "*.jsonl", "*/*", "a/**", "a/**/*.txt", "a/*.tx?", "[ab]/*.txt", "**/b/*", "*/.h/*",
+    "**/.h/*.txt", "a/x.txt", "./a/../a/x.txt", "**/*", "a/b/**/y.txt",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_which_places_a_corpus_would_take_for_its_own(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `find_files` finds them, were they there."""
+    paths = [
+        tmp_path / name
+        for name in ("x.jsonl", "a/x.txt", "a/b/y.txt", "a/b/c/y.txt", "b/x.txt", "a/.h/x.txt", "a/.x.txt")
+    ]
+    monkeypatch.chdir(tmp_path)
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    told = {path for path in paths if would_be_read(path, [pattern])}
+    for path in paths:
+        path.write_text("text")
+    found = find_files(CorpusConfig(files=[pattern]), where="data.files").files
+    assert told == {file.path.resolve() for file in found}
+    assert 0 < len(told) <= len(paths)
