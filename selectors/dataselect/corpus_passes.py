@@ -206,15 +206,20 @@ def score_corpus(
 
 
 def count_chosen(
-    works: Sequence[Recounting], *, folder: Path, pool: Pool, progress: Progress
+    works: Sequence[Recounting],
+    *,
+    folder: Path,
+    pool: Pool,
+    progress: Progress,
+    passes: TextPasses | None = None,
 ) -> NDArray[np.int64]:
     """N-grams of the documents chosen for each target: int64 (T, B).
 
     Args:
         works: pieces with a chosen document.
-        folder, pool, progress: as for `count_corpus`.
+        folder, pool, progress, passes: as for `count_corpus`.
     """
-    paths = _done(works, recount_piece, folder, pool, progress, "count n-grams of the choice")
+    paths = _done(works, recount_piece, folder, pool, progress, "count n-grams of the choice", passes)
     total = np.zeros((works[0].count, works[0].features.buckets), dtype=np.int64)
     for path in paths:
         with np.load(path, allow_pickle=False) as kept:

@@ -153,7 +153,9 @@ class DSIR(DocumentSelector):
         documents = _placed(chosen, read)
         random = draw_uniform(read, config.rules, total, seed=ctx.seed, draw=len(models))
         works = _to_recount(ctx.corpus, config, chosen, random, read, targets=len(models))
-        *recounted, control = count_chosen(works, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress)
+        *recounted, control = count_chosen(
+            works, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress, passes=ctx.passes
+        )
         facts = tuple(
             TargetFacts(
                 name=name,

@@ -10,10 +10,13 @@ weights far from 1 on either side; divided by the number of n-grams it is a mean
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 _LEAST = 1e-8  # what the paper's code adds to every share
+_BLOCK = 1 << 16  # weights that are added up at once
 
 Counts = NDArray[np.int64]
 Model = NDArray[np.float64]
@@ -39,33 +42,55 @@ def log_ratio(target: Model, corpus: Model) -> Model:
 def divergence(target: Model, other: Model) -> float:
     """KL(target || other) of shares in nats, each with 1e-8 more, over the buckets of the target."""
     there = target > 0
-    return float(target[there] @ (np.log(target[there] + _LEAST) - np.log(other[there] + _LEAST)))
+    logs = np.log(target[there] + _LEAST) - np.log(other[there] + _LEAST)
+    return float((target[there] * logs).sum())  # a product of BLAS would hang on the number of threads
 
 
 class EffectiveSize:
-    """(sum w)^2 / sum w^2 of weights that come in blocks of logarithms: so many equal ones are as uncertain."""
+    """(sum w)^2 / sum w^2 of weights that come in blocks of logarithms: so many equal ones are as uncertain.
+
+    They are added up in blocks of our own, so that the last digit does not tell how a corpus was cut.
+    """
 
     def __init__(self) -> None:
-        self._greatest = -np.inf
-        self._sum = 0.0
-        self._squares = 0.0
+        self._totals = _Totals()
+        self._waiting = np.empty(0)
 
     def add(self, log_weights: Model) -> None:
         """Take a block in; -inf is a weight of 0."""
-        greatest = max(self._greatest, float(log_weights.max(initial=-np.inf)))
-        if greatest == -np.inf:
-            return
-        scale = np.exp(self._greatest - greatest)
-        weights = np.exp(log_weights - greatest)
-        self._sum = self._sum * scale + float(weights.sum())
-        self._squares = self._squares * scale**2 + float(weights @ weights)
-        self._greatest = greatest
+        waiting = np.concatenate([self._waiting, log_weights])
+        whole = len(waiting) - len(waiting) % _BLOCK
+        for start in range(0, whole, _BLOCK):
+            self._totals = self._totals.with_block(waiting[start : start + _BLOCK])
+        self._waiting = waiting[whole:].copy()
 
     @property
     def log_sum(self) -> float:
         """Logarithm of the sum of the weights."""
-        return self._greatest + float(np.log(self._sum)) if self._sum else -np.inf
+        totals = self._totals.with_block(self._waiting)
+        return totals.greatest + float(np.log(totals.sum)) if totals.sum else -np.inf
 
     @property
     def size(self) -> float:
-        return float(self._sum**2 / self._squares) if self._squares else 0.0
+        totals = self._totals.with_block(self._waiting)
+        return float(totals.sum**2 / totals.squares) if totals.squares else 0.0
+
+
+class _Totals(NamedTuple):
+    """Sums of weights and of their squares, in units of the greatest weight, which is kept as a logarithm."""
+
+    greatest: float = -np.inf
+    sum: float = 0.0
+    squares: float = 0.0
+
+    def with_block(self, log_weights: Model) -> _Totals:
+        greatest = max(self.greatest, float(log_weights.max(initial=-np.inf)))
+        if greatest == -np.inf:
+            return self
+        scale = float(np.exp(self.greatest - greatest))
+        weights = np.exp(log_weights - greatest)
+        return _Totals(
+            greatest,
+            self.sum * scale + float(weights.sum()),
+            self.squares * scale**2 + float((weights * weights).sum()),
+        )

@@ -73,6 +73,7 @@ def test_the_choice_is_that_of_a_plain_form(
     wanted = [*logs[0, first], *logs[1, second]]
     assert found.scores == pytest.approx(wanted, rel=1e-12)
     assert found.passed == passes.sum()
+    assert found.effective == choose(reading(scores, tokens, [25, 35], 60), rules, (10, 7), seed=3).effective
     for target in range(2):
         weights = np.exp(logs[target, passes] - logs[target, passes].max())
         assert found.effective[target] == pytest.approx(weights.sum() ** 2 / (weights @ weights), rel=1e-9)

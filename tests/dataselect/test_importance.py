@@ -77,3 +77,19 @@ def test_the_effective_size_of_nothing_is_nothing() -> None:
     sizes.add(np.array([-np.inf]))
     sizes.add(np.empty(0))
     assert sizes.size == 0
+
+
+def test_the_effective_size_does_not_tell_how_weights_were_cut() -> None:
+    rng = np.random.default_rng(1)
+    logs = rng.normal(0, 9, 200_000)
+    logs[rng.random(len(logs)) < 0.1] = -np.inf
+    found = set()
+    for cuts in ([], [1, 2, 70_000], rng.integers(0, len(logs), 40), range(0, len(logs), 7001)):
+        sizes = EffectiveSize()
+        for block in np.split(logs, sorted(cuts)):
+            sizes.add(block)
+        found.add((sizes.size, sizes.log_sum))
+    ((size, log_sum),) = found
+    weights = np.exp(logs)
+    assert size == pytest.approx(weights.sum() ** 2 / (weights**2).sum(), rel=1e-9)
+    assert log_sum == pytest.approx(np.log(weights.sum()), rel=1e-12)
