@@ -35,7 +35,6 @@ ABSENT = -1  # tokens of a row without a document
 _PRODUCER = 1  # another number where results of the same inputs would be other ones
 
 Work = TypeVar("Work", "Counting", "Scoring")
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -174,8 +173,8 @@ def score_corpus(
             yield work.piece, Scored(kept["scores"], kept["tokens"])
 
 
-def count_piece(work: Counting) -> Arrays:
-    """Count one piece; in a process of its own."""
+def count_piece(work: Counting) -> bytes:
+    """Count one piece, in a process of its own; the content of the piece's file."""
     features = work.features.open()
     counts = np.zeros(work.features.buckets, dtype=np.int64)
     rows = documents = unreadable = 0
@@ -189,11 +188,12 @@ def count_piece(work: Counting) -> Arrays:
             first, why = block.unreadable[0].row, block.unreadable[0].why
         unreadable += len(block.unreadable)
     facts = np.array([rows, documents, unreadable, first], dtype=np.int64)
-    return {"counts": counts, "facts": facts, "why": np.frombuffer(why.encode("utf-8", "replace"), np.uint8)}
+    told = np.frombuffer(why.encode("utf-8", "replace"), np.uint8)
+    return _packed(counts=counts, facts=facts, why=told)
 
 
-def score_piece(work: Scoring) -> Arrays:
-    """Score one piece; in a process of its own."""
+def score_piece(work: Scoring) -> bytes:
+    """Score one piece, in a process of its own; the content of the piece's file."""
     features = work.features.open()
     scores = [np.empty((len(work.models), 0))]
     tokens = [np.empty(0, dtype=np.int32)]
@@ -205,12 +205,12 @@ def score_piece(work: Scoring) -> Arrays:
         whole[:, there], lengths[there] = features.score(documents, work.models)
         scores.append(whole)
         tokens.append(lengths)
-    return {"scores": np.concatenate(scores, axis=1), "tokens": np.concatenate(tokens)}
+    return _packed(scores=np.concatenate(scores, axis=1), tokens=np.concatenate(tokens))
 
 
 def _done(
     works: Sequence[Work],
-    function: Callable[[Work], Arrays],
+    function: Callable[[Work], bytes],
     folder: Path,
     pool: Pool,
     progress: Progress,
@@ -222,13 +222,13 @@ def _done(
     missing = [number for number, path in enumerate(paths) if not _is_whole(path)]
     if missing:
         with progress.task(title, total=len(missing), unit="piece") as task:
-            for place, arrays in pool.each(function, [works[number] for number in missing], doing=title):
-                write_bytes_atomically(paths[missing[place]], _packed(arrays))
+            for place, content in pool.each(function, [works[number] for number in missing], doing=title):
+                write_bytes_atomically(paths[missing[place]], content)
                 task.advance()
     return paths
 
 
-def _packed(arrays: Arrays) -> bytes:
+def _packed(**arrays: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
