@@ -36,7 +36,6 @@ ABSENT = -1  # tokens of a row without a document
 _PRODUCER = 1  # another number where results of the same inputs would be other ones
 
 Work = TypeVar("Work", "Counting", "Scoring", "Recounting")
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -227,8 +226,8 @@ def count_chosen(
     return total
 
 
-def count_piece(work: Counting) -> Arrays:
-    """Count one piece; in a process of its own."""
+def count_piece(work: Counting) -> bytes:
+    """Count one piece, in a process of its own; the content of the piece's file."""
     features = work.features.open()
     counts = np.zeros(work.features.buckets, dtype=np.int64)
     rows = documents = unreadable = 0
@@ -242,11 +241,12 @@ def count_piece(work: Counting) -> Arrays:
             first, why = block.unreadable[0].row, block.unreadable[0].why
         unreadable += len(block.unreadable)
     facts = np.array([rows, documents, unreadable, first], dtype=np.int64)
-    return {"counts": counts, "facts": facts, "why": np.frombuffer(why.encode("utf-8", "replace"), np.uint8)}
+    told = np.frombuffer(why.encode("utf-8", "replace"), np.uint8)
+    return _packed(counts=counts, facts=facts, why=told)
 
 
-def score_piece(work: Scoring) -> Arrays:
-    """Score one piece; in a process of its own."""
+def score_piece(work: Scoring) -> bytes:
+    """Score one piece, in a process of its own; the content of the piece's file."""
     features = work.features.open()
     scores = [np.empty((len(work.models), 0))]
     tokens = [np.empty(0, dtype=np.int32)]
@@ -258,11 +258,11 @@ def score_piece(work: Scoring) -> Arrays:
         whole[:, there], lengths[there] = features.score(documents, work.models)
         scores.append(whole)
         tokens.append(lengths)
-    return {"scores": np.concatenate(scores, axis=1), "tokens": np.concatenate(tokens)}
+    return _packed(scores=np.concatenate(scores, axis=1), tokens=np.concatenate(tokens))
 
 
-def recount_piece(work: Recounting) -> Arrays:
-    """Count the chosen documents of one piece; in a process of its own."""
+def recount_piece(work: Recounting) -> bytes:
+    """Count the chosen documents of one piece, in a process of its own; the content of the piece's file."""
     features = work.features.open()
     counts = np.zeros((work.count, work.features.buckets), dtype=np.int64)
     for block in read_blocks(work.piece, work.config, wanted=work.rows):
@@ -271,12 +271,12 @@ def recount_piece(work: Recounting) -> Arrays:
         for target in np.unique(targets):
             texts = [block.texts[place] for place in places[targets == target].tolist()]
             features.count(Documents.of([text for text in texts if text is not None]), counts[target])
-    return {"counts": counts}
+    return _packed(counts=counts)
 
 
 def _done(
     works: Sequence[Work],
-    function: Callable[[Work], Arrays],
+    function: Callable[[Work], bytes],
     folder: Path,
     pool: Pool,
     progress: Progress,
@@ -292,8 +292,8 @@ def _done(
     if missing:
         with progress.task(title, total=len(missing), unit="piece") as task:
             before = time.perf_counter()
-            for place, arrays in pool.each(function, [works[number] for number in missing], doing=title):
-                write_bytes_atomically(paths[missing[place]], _packed(arrays))
+            for place, content in pool.each(function, [works[number] for number in missing], doing=title):
+                write_bytes_atomically(paths[missing[place]], content)
                 if passes is not None:
                     now = time.perf_counter()
                     passes.made(folder, missing[place], seconds=now - before)
@@ -311,7 +311,7 @@ def _remove_others(folder: Path, kind: str, paths: Sequence[Path]) -> None:
             other.unlink(missing_ok=True)
 
 
-def _packed(arrays: Arrays) -> bytes:
+def _packed(**arrays: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

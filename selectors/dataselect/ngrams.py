@@ -28,7 +28,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from dataselect.sha256 import begin, feed, finish_mod
+from dataselect.sha256 import begin, begin_again, feed, finish_mod
 
 Hash = Literal["fast", "sha256"]
 
@@ -36,6 +36,8 @@ _CODE_POINTS = 0x110000
 _SPACE, _WORD, _OTHER = 0, 1, 2
 _BEHIND = 8  # bytes behind the last document, which are read and masked
 _KNOWN = 1 << 21  # n-grams whose sha256 is remembered: 24 bytes each
+
+_BLANK = np.array([32], dtype=np.uint8)
 
 _K1 = np.uint64(0x9E3779B97F4A7C15)
 _K2 = np.uint64(0xD6E8FEB86659FD93)
@@ -156,21 +158,15 @@ def _mixed(x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _sha256_bucket(text, starts, stops, first, last, key, check, buckets, keys, values):  # type: ignore[no-untyped-def]
-    """The bucket of the tokens first..last, remembered under 128 bits of their hashes."""
-    place = key & np.uint64(len(values) - 1)
-    if values[place] >= 0 and keys[place, 0] == key and keys[place, 1] == check:
-        return values[place]
-    state, block = begin()
+def _sha256_bucket(text, starts, stops, first, last, buckets, state, block):  # type: ignore[no-untyped-def]
+    """The bucket of the tokens first..last."""
+    begin_again(state)
     length = 0
-    space = np.array([32], dtype=np.uint8)
     for token in range(first, last + 1):
         if token > first:
-            length = feed(state, block, length, space, 0, 1)
+            length = feed(state, block, length, _BLANK, 0, 1)
         length = feed(state, block, length, text, starts[token], stops[token])
-    bucket = finish_mod(state, block, length, buckets)
-    keys[place, 0], keys[place, 1], values[place] = key, check, bucket
-    return bucket
+    return finish_mod(state, block, length, buckets)
 
 
 @intrinsic
@@ -273,6 +269,7 @@ def _scan(text, bounds, classes, n, buckets, keys, values, counts, models, score
     starts = np.empty(longest + 1, dtype=np.int64)
     stops = np.empty(longest + 1, dtype=np.int64)
     hashes = np.empty(longest + n, dtype=np.uint64)
+    state, block = begin()
     wide, b = np.uint64(32), np.uint64(buckets)
     for document in range(len(bounds) - 1):
         first, last = bounds[document], bounds[document + 1]
@@ -289,9 +286,11 @@ def _scan(text, bounds, classes, n, buckets, keys, values, counts, models, score
                     key = _mixed(joined)
                 if values is not None:
                     check = _mixed(joined * _K2 + _K1)
-                    bucket = _sha256_bucket(
-                        text, starts, stops, token - i, token, key, check, buckets, keys, values
-                    )
+                    place = key & np.uint64(len(values) - 1)
+                    bucket = values[place]
+                    if bucket < 0 or keys[place, 0] != key or keys[place, 1] != check:
+                        bucket = _sha256_bucket(text, starts, stops, token - i, token, buckets, state, block)
+                        keys[place, 0], keys[place, 1], values[place] = key, check, bucket
                 else:
                     bucket = np.int64(((key >> wide) * b) >> wide)
                 if counts is not None:

@@ -29,8 +29,16 @@ _INITIAL = np.array(
 
 @numba.njit(cache=True, nogil=True)
 def begin():  # type: ignore[no-untyped-def]
-    """State, uint32 (8,), and an empty block, uint8 (64,)."""
-    return _INITIAL.copy(), np.zeros(64, dtype=np.uint8)
+    """State, uint32 (8 + 64,), behind which a block is spread, and an empty block, uint8 (64,)."""
+    state = np.empty(8 + 64, dtype=np.uint32)
+    begin_again(state)
+    return state, np.zeros(64, dtype=np.uint8)
+
+
+@numba.njit(cache=True, nogil=True)
+def begin_again(state):  # type: ignore[no-untyped-def]
+    """The same state for another text: an n-gram is hashed sooner than room for it is found."""
+    state[:8] = _INITIAL
 
 
 @numba.njit(cache=True, nogil=True)
@@ -58,7 +66,7 @@ def finish_mod(state, block, length, modulus):  # type: ignore[no-untyped-def]
         block[63 - place] = np.uint8(bits >> np.uint64(8 * place) & np.uint64(0xFF))
     _compress(state, block)
     rest = np.uint64(0)
-    for word in state:
+    for word in state[:8]:
         rest = (rest << np.uint64(32) | np.uint64(word)) % np.uint64(modulus)
     return np.int64(rest)
 
@@ -68,10 +76,19 @@ def _rotated(x, by):  # type: ignore[no-untyped-def]
     return np.uint32(x >> np.uint32(by) | x << np.uint32(32 - by))
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _round(a, b, c, d, e, f, g, h, added):  # type: ignore[no-untyped-def]
+    """What stands for d and h after a round; the others only change their names, which a caller does."""
+    sum_1 = _rotated(e, 6) ^ _rotated(e, 11) ^ _rotated(e, 25)
+    first = np.uint32(h + sum_1 + (g ^ e & (f ^ g)) + added)
+    sum_0 = _rotated(a, 2) ^ _rotated(a, 13) ^ _rotated(a, 22)
+    return np.uint32(d + first), np.uint32(first + sum_0 + (a & b | c & (a | b)))
+
+
 @numba.njit(cache=True, nogil=True)
 def _compress(state, block):  # type: ignore[no-untyped-def]
     """One block into the state (FIPS 180-4, section 6.2.2)."""
-    w = np.empty(64, dtype=np.uint32)
+    w = state[8:]
     for t in range(16):
         w[t] = (
             np.uint32(block[4 * t]) << np.uint32(24)
@@ -83,14 +100,18 @@ def _compress(state, block):  # type: ignore[no-untyped-def]
         low = _rotated(w[t - 15], 7) ^ _rotated(w[t - 15], 18) ^ w[t - 15] >> np.uint32(3)
         high = _rotated(w[t - 2], 17) ^ _rotated(w[t - 2], 19) ^ w[t - 2] >> np.uint32(10)
         w[t] = np.uint32(w[t - 16] + low + w[t - 7] + high)
-    a, b, c, d, e, f, g, h = state
     for t in range(64):
-        sum_1 = _rotated(e, 6) ^ _rotated(e, 11) ^ _rotated(e, 25)
-        choice = e & f ^ ~e & g
-        first = np.uint32(h + sum_1 + choice + _ROUNDS[t] + w[t])
-        sum_0 = _rotated(a, 2) ^ _rotated(a, 13) ^ _rotated(a, 22)
-        majority = a & b ^ a & c ^ b & c
-        h, g, f, e = g, f, e, np.uint32(d + first)
-        d, c, b, a = c, b, a, np.uint32(first + np.uint32(sum_0 + majority))
+        w[t] += _ROUNDS[t]
+    a, b, c, d = state[0], state[1], state[2], state[3]
+    e, f, g, h = state[4], state[5], state[6], state[7]
+    for t in range(0, 64, 8):
+        d, h = _round(a, b, c, d, e, f, g, h, w[t])
+        c, g = _round(h, a, b, c, d, e, f, g, w[t + 1])
+        b, f = _round(g, h, a, b, c, d, e, f, w[t + 2])
+        a, e = _round(f, g, h, a, b, c, d, e, w[t + 3])
+        h, d = _round(e, f, g, h, a, b, c, d, w[t + 4])
+        g, c = _round(d, e, f, g, h, a, b, c, w[t + 5])
+        f, b = _round(c, d, e, f, g, h, a, b, w[t + 6])
+        e, a = _round(b, c, d, e, f, g, h, a, w[t + 7])
     for place, word in enumerate((a, b, c, d, e, f, g, h)):
-        state[place] = np.uint32(state[place] + word)
+        state[place] += word

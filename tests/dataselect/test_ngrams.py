@@ -90,6 +90,20 @@ def test_scores_are_sums_over_counts_and_lengths_are_tokens(hash: Hash) -> None:
     assert np.array_equal(features.count(Documents.of(ODD), np.zeros(1000, dtype=np.int64)), lengths)
 
 
+def test_what_is_forgotten_is_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four places for some hundred n-grams, of several documents and passes."""
+    monkeypatch.setattr("dataselect.ngrams._KNOWN", 4)
+    features = NGrams(n=3, buckets=10_000, hash="sha256")
+    texts = [*ODD, "a b a b a c a b", " ".join(f"w{number % 7} w{number}" for number in range(90))]
+    wanted = np.bincount(
+        [bucket(gram, 10_000) for text in texts for gram in grams(text, 3)], minlength=10_000
+    )
+    for _ in range(2):
+        counts = np.zeros(10_000, dtype=np.int64)
+        features.count(Documents.of(texts), counts)
+        assert np.array_equal(counts, wanted)
+
+
 def test_what_stands_beside_a_document_does_not_matter() -> None:
     features = NGrams(n=3, buckets=500)
     models = np.random.default_rng(0).normal(size=(1, 500))

@@ -8,8 +8,9 @@ The corpus is text of this machine (importance_corpus.py), 800 MB without --mega
 time. Ours works on all of it, the peer on a sample of its documents, with as many processes; compared are MB of JSON
 lines a second, and `ratio` is the median over repeats, in which one works after the other. Both count unigrams and
 bigrams of all documents and of the target in 10,000 buckets, weigh every document and draw 1% of those with 100 tokens
-or more. Ours runs in a process of its own, with the start of its workers; the peer's workers start once and are kept,
-and its resampling also writes what it drew, which takes it a hundredth of its time.
+or more. Ours is the step `dsir` as the pipeline runs it, in a process of its own, with the start of its workers, and
+with the third pass that compares the choice with as many random documents, which the peer does not make; the peer's
+workers start once and are kept, and its resampling also writes what it drew, which takes it a hundredth of its time.
 
 `--memory` is ours alone: greatest resident memory of the main process and of each worker on a quarter of the corpus
 and on all of it, and by how many bytes a document of the difference their sum grew; medians over repeats. Where memory
@@ -30,22 +31,25 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from importance_corpus import Made, make_corpus
 from peer import Peer
 
-from dataselect.corpus_passes import Counted, Features, Scored, count_corpus, score_corpus
-from dataselect.document_choice import Rules, choose
-from dataselect.importance import log_ratio, shares
+from dataselect.dsir import DSIR
+from distill.cache.pass_costs import kept
+from distill.cache.text_passes import FOLDER, TextPasses
+from distill.contracts import DocumentContext
+from distill.costs import Costs
 from distill.parallel.local import LocalPool
 from distill.progress import NullProgress
-from distill.text import Corpus, CorpusConfig, Piece, find_files
+from distill.text import CorpusConfig, find_files
 
-BUCKETS, N, MIN_TOKENS = 10_000, 2, 100
 DRAWN = 0.01  # of the documents
-STAGES = ("count", "score", "choose")
+STAGES = ("count", "score", "choose and compare")
 PEER_STAGES = ("fit", "weigh", "resample")
 
 
@@ -137,40 +141,50 @@ def ours_alone(made: Made, files: Sequence[Path], documents: int, args: argparse
 
 
 def run_ours(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each stage, documents, and greatest memory of the processes, as the pipeline works."""
+    """Seconds of each stage, documents, and greatest memory of the processes: the step, as the pipeline runs it."""
     target_file, *files = args.alone
-    features = Features(N, BUCKETS, args.hash)
-    rules = Rules(n=N, min_tokens=MIN_TOKENS, by_length=False, truncate=False, noise=True)
-    progress = NullProgress()
-    times = [time.perf_counter()]
+    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as name, LocalPool(args.workers) as pool:
         folder = Path(name)
-        corpus = find_files(CorpusConfig(files=files), where="data")
-        target = find_files(CorpusConfig(files=[target_file]), where="target")
-
-        def counted(what: Corpus, title: str) -> list[Counted]:
-            return count_corpus(what, features, folder=folder, pool=pool, progress=progress, title=title)
-
-        pieces, wanted = counted(corpus, "the corpus"), counted(target, "the target")
-        model = log_ratio(*(shares(sum(piece.counts for piece in each)) for each in (wanted, pieces)))
-        times.append(time.perf_counter())
-
-        def read() -> Iterator[tuple[Piece, Scored]]:
-            return score_corpus(corpus, features, model[None], folder=folder, pool=pool, progress=progress)
-
-        for _ in read():
-            pass
-        times.append(time.perf_counter())
-        chosen = choose(read, rules, [args.drawn], seed=0)
-        times.append(time.perf_counter())
+        corpus = find_files(CorpusConfig(files=files), where="data.files")
+        target = find_files(CorpusConfig(files=[target_file]), where="target.files")
+        step = DSIR(DSIR.Config(count=args.drawn, hash=args.hash))
+        (folder / "scratch").mkdir()
+        passes = TextPasses(folder / "cache", costs=Costs(Workers(pool)))
+        ctx = DocumentContext(0, corpus, {"target": target}, pool, passes, NullProgress(), folder / "scratch")
+        choice = step.run(ctx)
+        whole = time.perf_counter() - begun
+        counting, scoring = (
+            sum(
+                cost.seconds
+                for place in sorted((folder / "cache" / FOLDER).iterdir())
+                for cost in kept(place)
+                if any(place.glob(f"{kind}-*.npz"))
+            )
+            for kind in ("counts", "scores")
+        )
         peaks = [peak_of(process) for process in [os.getpid(), *children()]]
-    assert len(chosen.numbers) == args.drawn
+    assert len(choice.documents) == args.drawn
     return {
-        "seconds": {stage: times[at + 1] - times[at] for at, stage in enumerate(STAGES)},
-        "documents": sum(piece.documents for piece in pieces),
+        "seconds": dict(zip(STAGES, (counting, scoring, whole - counting - scoring), strict=True)),
+        "documents": choice.corpus.documents,
         "bytes": sum(file.size for file in corpus.files),
         "peaks": peaks,
     }
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Whose memory the step's costs tell; the benchmark looks at the processes itself."""
+
+    pool: LocalPool
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def take_worker_peak(self) -> int:
+        return self.pool.take_worker_peak()
 
 
 def children() -> list[int]:
