@@ -16,12 +16,12 @@ from distill.machine_paths import path_mark
 from distill.models import MODEL_CONFIGS
 from distill.portable import path_places, refuse_absent_files, without_paths
 from distill.recipe import Recipe, make_recipe
-from distill.registry import DATA, methods
+from distill.registry import DATA, TARGETS, methods
 
 # Free text that is no path: names, formats of names, and digests.
 NO_PATHS = {
     "name", "classes", "class_names", "x_train", "y_train", "x_test", "y_test", "sha256", "method", "layer",
-    "device_bytes", "host_bytes", "work_bytes", "layers", "templates",
+    "device_bytes", "host_bytes", "work_bytes", "layers", "templates", "field", "proportions",
 }  # fmt: skip
 
 
@@ -45,6 +45,8 @@ REGISTERED = {
     for kind, found in (
         ("recipe", {"recipe": Recipe}),
         ("data", {name: entry.load().Config for name, entry in DATA.items()}),
+        ("target", {name: entry.load().Config for name, entry in TARGETS.items() if name not in DATA}),
+        ("target of", {"text": TARGETS["text"].load().Config}),
         ("model", MODEL_CONFIGS),
         ("method", {name: entry.load().Config for name, entry in methods().items()}),
     )
@@ -74,6 +76,11 @@ PLACES: list[dict[str, Any]] = [
     {"name": "idx", "train": [f"{SECRET}/a", f"{SECRET}/b"], "test": [f"{SECRET}/c", f"{SECRET}/d"]},
     {"name": "webdataset", "folder": SECRET, "train": [f"{SECRET}/*.tar"], "test": [f"{SECRET}/*.tar"]},
 ]
+FILES: list[Any] = [
+    SECRET,
+    [f"{SECRET}/*.jsonl", f"{SECRET}/more"],
+    {"one": f"{SECRET}/a", "two": [f"{SECRET}/b", SECRET]},
+]
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -87,6 +94,31 @@ def test_where_the_data_lie_leaves_no_trace(data: dict[str, Any]) -> None:
     assert SECRET not in json.dumps(plain) and "cache" not in plain
     assert plain == without_paths(recipe(data=elsewhere))
     assert plain["data"]["name"] == data["name"] and plain["data"]["valid"] == 0.1
+
+
+@pytest.mark.parametrize("files", FILES, ids=["a path", "a list", "targets"])
+def test_where_files_of_text_lie_leaves_no_trace(files: Any) -> None:
+    """Neither do the names of targets, which the set tells beside its recipe, nor who did the work."""
+
+    def made(files: Any, **sections: Any) -> dict[str, Any]:
+        data = files["one"] if isinstance(files, dict) else files
+        return without_paths(
+            recipe(
+                data={"name": "text", "files": data},
+                target={"name": "text", "files": files, "field": "body"},
+                steps=[{"dsir": {"count": 3}}],
+                **sections,
+            )
+        )
+
+    plain = made(files, cache={"folder": SECRET}, engine="ray")
+    assert SECRET not in json.dumps(plain) and not {"cache", "engine"} & plain.keys()
+    assert plain == made(json.loads(json.dumps(files).replace(SECRET, "data")))
+    assert plain["target"]["field"] == "body" and "files" not in plain["target"]
+    found = {
+        place.path: place.value for place in path_places(recipe(target={"name": "text", "files": files}))
+    }
+    assert found[("target", "files")] == files
 
 
 def test_a_share_in_the_place_of_a_path_stays() -> None:

@@ -31,6 +31,10 @@ def check_documents(documents: DocumentSet) -> None:
     count, files = len(documents.row), len(documents.files)
     _require(count > 0, "the set holds no document", found="0", allowed="1 or more")
     _check_selection(documents.selection, count, of="documents")
+    infinite = int((~np.isfinite(documents.selection.scores)).sum())
+    _require(
+        infinite == 0, "scores of documents are not finite", found=f"{infinite} of {count}", allowed="numbers"
+    )
     for name, array, dtype in (("file", documents.file, np.int32), ("row", documents.row, np.int64)):
         _require(
             array.dtype == dtype and array.shape == (count,),

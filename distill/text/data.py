@@ -13,7 +13,8 @@ from distill.machine_paths import MachinePath
 from distill.text.corpus import Corpus, CorpusConfig, find_files
 from distill.training.config import Strict
 
-Files = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+_Path = Annotated[str, Field(min_length=1)]  # an empty one would be the folder that one stands in
+Files = _Path | Annotated[list[_Path], Field(min_length=1)]
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 ONLY = "target"  # the name of a target that has none of its own
 

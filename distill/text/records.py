@@ -43,6 +43,7 @@ def read_records(file: TextFile, config: CorpusConfig, rows: NDArray[np.int64]) 
         DamagedDataError: a row holds no document.
         InputError, DamagedDataError, UnsafeFileError: as `read_blocks`.
     """
+    file.refuse_change()
     if file.format == "parquet":
         yield from _of_parquet(file, config, rows)
         return

@@ -1,0 +1,200 @@
+"""Documents as they stand: every format gives its records whole; rows that hold no document are told."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+
+from distill.errors import DamagedDataError, DistillError, InputError
+from distill.text import Corpus, CorpusConfig, find_files, read_blocks, streams
+from distill.text.records import Record, read_records
+
+TEXTS = ["one", "", "zwei\tdrei", "d\u00e9j\u00e0 \u65e5\u672c", "x" * 3000, 'a "quoted" one', "last"]
+LINES = [
+    f'{{"id" :{number},  "text":{json.dumps(text, ensure_ascii=number % 2 == 0)}, "x": 1.0e0}}'.encode()
+    for number, text in enumerate(TEXTS)
+]
+WRITERS: dict[str, Callable[[], bytes]] = {
+    "a.jsonl": lambda: b"\n".join(LINES),
+    "a.json": lambda: b"\xef\xbb\xbf" + b"\r\n".join(LINES) + b"\r\n",
+    "a.jsonl.gz": lambda: gzip.compress(b"\n".join(LINES[:2]) + b"\n") + gzip.compress(b"\n".join(LINES[2:])),
+    "a.jsonl.zst": lambda: zstandard.compress(b"\n".join(LINES)),
+    "a.txt": lambda: "\n".join(TEXTS).encode(),
+    "a.md.gz": lambda: gzip.compress("\n".join(TEXTS).encode()),
+}
+KINDS = [*WRITERS, "a.parquet"]
+
+
+def corpus(path: Path, **options: Any) -> Corpus:
+    return find_files(CorpusConfig(files=[str(path)], **options), where="data.files")
+
+
+def parquet(path: Path, columns: dict[str, Any]) -> None:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    write_table(pyarrow.table(columns), path, row_group_size=3)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Corpus]:
+    """write(name, **options): a corpus of this file."""
+
+    def write(name: str, **options: Any) -> Corpus:
+        path = tmp_path / name
+        if name == "a.parquet":
+            parquet(path, {"id": list(range(len(TEXTS))), "text": TEXTS})
+        else:
+            path.write_bytes(WRITERS[name]())
+        return corpus(path, **options)
+
+    return write
+
+
+def records(found: Corpus, rows: Sequence[int]) -> list[Record]:
+    return list(read_records(found.files[0], found.config, np.array(rows, dtype=np.int64)))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("read", [1 << 20, 11])
+@pytest.mark.parametrize("rows", [[0], [6], [0, 2, 3, 4, 5, 6], [2, 5], []])
+def test_every_format_gives_the_rows_that_are_asked_for(
+    name: str, read: int, rows: list[int], write: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_READ", read)
+    found = records(write(name), rows)
+    assert [(each.row, each.text) for each in found] == [(row, TEXTS[row]) for row in rows]
+    for each in found:
+        assert b"\n" not in each.line
+        if "json" in name:
+            assert each.line == LINES[each.row], "byte for byte"
+        elif name == "a.parquet":
+            assert json.loads(each.line) == {"id": each.row, "text": each.text}
+        else:
+            assert json.loads(each.line) == {"text": each.text}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("rows", "row"), [([0, 1], 2), ([1], 2), ([6, 7], 8), ([0, 900], 901), ([7], 8)])
+def test_a_row_that_is_no_document_is_told(
+    name: str, rows: list[int], row: int, write: Callable[..., Corpus]
+) -> None:
+    found = write(name)
+    with pytest.raises(DamagedDataError, match="is not there") as caught:
+        records(found, rows)
+    assert caught.value.where == f"{found.files[0].path}, row {row}"
+
+
+@pytest.mark.parametrize("line", [b"{", b'{"text": 3}', b"[]", b'{"txt": "a"}', b"", b"   "])
+def test_a_line_that_cannot_be_read_is_no_document(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINES[0] + b"\n" + line + b"\n" + LINES[2])
+    found = corpus(tmp_path / "a.jsonl")
+    assert [each.text for each in records(found, [0, 2])] == [TEXTS[0], TEXTS[2]], "nobody asked for it"
+    with pytest.raises(DamagedDataError, match="is not there"):
+        records(found, [0, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md.gz"])
+def test_a_whole_file_is_one_document(name: str, write: Callable[..., Corpus]) -> None:
+    found = write(name, document="file")
+    (record,) = records(found, [0])
+    assert record.row == 0 and record.text == "\n".join(TEXTS)
+    assert json.loads(record.line) == {"text": record.text} and b"\n" not in record.line
+    with pytest.raises(DamagedDataError, match="is not there"):
+        records(found, [0, 1])
+
+
+def test_another_field_is_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "no", "body": "yes"}\n')
+    (tmp_path / "a.txt").write_text("line\n")
+    assert records(corpus(tmp_path / "a.jsonl", field="body"), [0])[0].text == "yes"
+    assert json.loads(records(corpus(tmp_path / "a.txt", field="body"), [0])[0].line) == {"body": "line"}
+
+
+def test_columns_that_json_does_not_know_become_text(tmp_path: Path) -> None:
+    day = datetime.date(2020, 2, 3)
+    columns = {"text": ["a", "größer"], "day": [day, None], "raw": [b"\xff", b""], "list": [[1, 2], None]}
+    parquet(tmp_path / "a.parquet", columns)
+    first, second = (json.loads(each.line) for each in records(corpus(tmp_path / "a.parquet"), [0, 1]))
+    assert first == {"text": "a", "day": "2020-02-03", "raw": r"b'\xff'", "list": [1, 2]}
+    assert second == {"text": "größer", "day": None, "raw": "b''", "list": None}
+
+
+def test_half_a_pair_of_surrogates_stays(tmp_path: Path) -> None:
+    line = b'{"text": "half \\ud83d"}'
+    (tmp_path / "a.jsonl").write_bytes(line)
+    (record,) = records(corpus(tmp_path / "a.jsonl"), [0])
+    assert (record.text, record.line) == ("half \ud83d", line)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_changed_is_refused(name: str, write: Callable[..., Corpus]) -> None:
+    found = write(name)
+    path = found.files[0].path
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(InputError, match="has changed"):
+        records(found, [0])
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join(LINES))[:-12])
+    found = corpus(tmp_path / "a.jsonl.gz")
+    with pytest.raises(DistillError) as caught:
+        records(found, [6])
+    assert isinstance(caught.value, DamagedDataError)
+
+
+# Blocks of which only some rows are wanted.
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("piece_bytes", [1 << 26, 200])
+@pytest.mark.parametrize("read", [1 << 20, 50])
+def test_wanted_rows_are_those_of_the_whole(
+    name: str, piece_bytes: int, read: int, write: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_READ", read)
+    found = write(name)
+    for piece in found.pieces(piece_bytes=piece_bytes):
+        every = [text for block in read_blocks(piece, found.config) for text in block.texts]
+        for wanted in ([], [0], [len(every) - 1], list(range(0, len(every), 2)), list(range(len(every)))):
+            wanted = [row for row in wanted if 0 <= row < len(every)]  # a piece within a long line has none
+            rows = np.array(wanted, dtype=np.int64)
+            read_rows: dict[int, str | None] = {}
+            for block in read_blocks(piece, found.config, wanted=rows):
+                assert block.first == len(read_rows) and not block.unreadable
+                read_rows |= {block.first + place: text for place, text in enumerate(block.texts)}
+            assert [read_rows[row] for row in wanted] == [every[row] for row in wanted]
+            if not wanted:
+                assert len(read_rows) <= len(every)
+
+
+def test_lines_that_nobody_wants_are_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{\n{"text": "a"}\n{\n')
+    found = corpus(tmp_path)
+    (block,) = read_blocks(found.pieces()[0], found.config, wanted=np.array([1]))
+    assert block.texts == [None, "a", None] and not block.unreadable
+
+
+def test_what_comes_behind_the_last_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's end is damaged, which only who reads it sees."""
+    monkeypatch.setattr(streams, "_READ", 64)
+    rng = np.random.default_rng(0)
+    lines = [json.dumps({"text": "".join(rng.choice(list("abcdefgh"), 200))}) for _ in range(50)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-20])
+    found = corpus(tmp_path)
+    (piece,) = found.pieces()
+    blocks = list(read_blocks(piece, found.config, wanted=np.array([0, 3])))
+    texts = [text for block in blocks for text in block.texts]
+    assert texts[0] == json.loads(lines[0])["text"] and texts[3] == json.loads(lines[3])["text"]
+    assert len(texts) < 50
+    with pytest.raises(DamagedDataError):
+        list(read_blocks(piece, found.config, wanted=np.array([49])))
