@@ -10,6 +10,8 @@ weights far from 1 on either side; divided by the number of n-grams it is a mean
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,6 +67,13 @@ class EffectiveSize:
     def log_sum(self) -> float:
         """Logarithm of the sum of the weights."""
         return self._greatest + float(np.log(self._sum)) if self._sum else -np.inf
+
+    def most(self, count: int) -> float:
+        """Logarithm of sqrt(m) times the mean of m weights, above which truncation leaves none.
+
+        (Ionides, "Truncated Importance Sampling", Journal of Computational and Graphical Statistics, 2008.)
+        """
+        return self.log_sum - math.log(max(count, 1)) / 2  # the mean times sqrt(m) is the sum over sqrt(m)
 
     @property
     def size(self) -> float:

@@ -1,0 +1,293 @@
+"""Importance resampling of images: draw from the source as if it were the target, by their features.
+
+    log w(x) = ln p(x) / q(x),  p the density of the target's features and q of the source's
+    kept: the k greatest of log w(x) + g(x), g Gumbel noise     or without noise the k greatest weights
+    truncated: w(x) <= sqrt(N) mean(w)
+
+(Xie, Santurkar, Ma and Liang, "Data Selection for Language Models via Importance Resampling", NeurIPS 2023, section 3.)
+The k greatest keys are k draws without replacement with probabilities in proportion to the weights of those that are
+left: dataselect/resampling.py. What differs from text is the density ratio: by a classifier in all features
+(dataselect/logistic_ratio.py), or by counts in buckets of the feature space, which take the place of n-grams
+(dataselect/bucket_ratio.py). Features are brought to mean 0 and variance 1 before. Log weights are rounded to 2^-20, so
+that twins tie; ties go to the lowest row.
+
+Students weigh what is drawn alike: drawing has spent the weights, and the k drawn are distributed as the target is, as
+far as the source has what it takes. Where k is not small beside the effective number of samples, (sum w)^2 / sum w^2,
+draws without replacement run out of those that resemble the target, and that is told.
+
+How near the selection comes is measured as the reduction of KL(target || others) from the source to the selection. KL
+is that of the distributions over cells, not over features, and so at most the divergence there: over the buckets, in
+the mean over tables; or, with a classifier, over the sixteenths of the target by log w, which would lose nothing were
+it exact, as a sufficient statistic of which of the two a sample is from. Buckets count the samples that the ratio was
+estimated from, while folds keep a sample from the classifier that scores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dataselect import bucket_ratio, logistic_ratio
+from dataselect.bucket_ratio import BucketRatio, Combine, Counts, Tables, mean_divergence
+from dataselect.features import TargetedConfig, TargetedSelector
+from dataselect.importance import EffectiveSize
+from dataselect.resampling import Greatest, gumbel_noise
+from dataselect.standard_features import standardise
+from distill.contracts import Context, DistilledSet, Progress, Selection, Source, StepKind
+from distill.selection import Picks, select
+
+_LEVELS = 16  # cells of log w in which target and selection are compared
+_STEPS = 1 << 20  # of a log weight of 1
+_CHANCE = float(np.log(2))  # loss of a classifier that knows nothing
+
+# Which estimate each option belongs to.
+_USED = {
+    "logistic": ("regularisation", "folds"),
+    "quantised": ("buckets", "iterations", "smoothing"),
+    "hashed": ("tables", "bits", "combine", "smoothing"),
+}
+
+Logs = NDArray[np.float64]
+
+
+class Importance(TargetedSelector):
+    """Importance resampling: drawn as the target is distributed, by density ratios."""
+
+    name = "importance"
+
+    class Config(TargetedConfig):
+        """A budget, the space of features, the estimate of the density ratio, and how samples are drawn.
+
+        `ratio: logistic` fits a classifier of source and target: `regularisation` is the inverse of the variance that
+        its prior gives to log weights, and each of `folds` parts of the data is scored by what learnt from the others
+        (1: by what learnt from it as well). `quantised` counts both in `buckets` cells of k-means, made better at most
+        `iterations` times; `hashed` in `tables` tables of 2^`bits` buckets by the signs of random projections, whose
+        sum is scaled by what tells source and target apart best (`combine: fitted`), or is the `sum` or the `mean` of
+        tables. `smoothing` is a number of pseudo-counts a bucket, spread as the source is.
+        `noise: false` takes the greatest weights instead of drawing. `truncate: true` leaves no weight above sqrt(N)
+        times their mean. The matrix of the classifier takes 24 D^2 bytes where `memory` has them.
+        """
+
+        ratio: Literal["logistic", "quantised", "hashed"] = "logistic"
+        regularisation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
+        folds: Annotated[int, Field(ge=1, le=100)] = 5
+        buckets: Annotated[int, Field(ge=2)] = 256
+        iterations: Annotated[int, Field(ge=1)] = 25
+        tables: Annotated[int, Field(ge=1, le=1024)] = 128
+        bits: Annotated[int, Field(ge=1, le=16)] = 4
+        combine: Combine = "fitted"
+        smoothing: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+        truncate: bool = False
+        noise: bool = True
+
+        @model_validator(mode="after")
+        def _options_of_the_ratio(self) -> Self:
+            fields = type(self).model_fields
+            others = {name for names in _USED.values() for name in names} - {*_USED[self.ratio]}
+            ignored = sorted(name for name in others if getattr(self, name) != fields[name].default)
+            if ignored:
+                raise ValueError(
+                    f"{' and '.join(ignored)} would be ignored: ratio: {self.ratio} uses {', '.join(_USED[self.ratio])}"
+                )
+            return self
+
+    config: Config
+    score = "log of the density of the target over that of the source"
+
+    def check(self, source: Source, follows: StepKind | None) -> None:
+        super().check(source, follows)
+        assert source.target is not None, "refused before the first step"
+        self._refuse_few(len(source.train), len(source.target.train))
+
+    def _refuse_few(self, there: int, target: int) -> None:
+        if self.config.ratio == "logistic":
+            logistic_ratio.refuse_few(there, self.config.folds, "data")
+            logistic_ratio.refuse_few(target, self.config.folds, "target")
+        if self.config.ratio == "quantised":
+            bucket_ratio.refuse_few(there + target, self.config.buckets)
+
+    def run(self, ctx: Context, source: Source, previous: DistilledSet | Selection | None) -> Selection:
+        config = self.config
+        space = self.space(ctx, source)
+        found = source.train.rows
+        meta: dict[str, Any] = {"score": self.score, "ratio": config.ratio}
+
+        def pick(samples: np.ndarray, count: int, _: int) -> Picks:
+            candidates, target = space.raw(samples), space.target()
+            self._refuse_few(len(candidates), len(target))
+            standardise(candidates, target)
+            estimate = self._estimate(ctx, candidates, target)
+            numbers = samples if found is None else found.numpy()[samples]
+            drawn = draw(
+                estimate.logs,
+                numbers,
+                count,
+                seed=ctx.derive(self.name),
+                noise=config.noise,
+                truncate=config.truncate,
+            )
+            meta.update(estimate.facts, **drawn.facts, **_nearer(estimate, drawn.rows))
+            _tell(ctx.progress, meta, count, len(samples))
+            return Picks(samples[drawn.rows], drawn.logs[drawn.rows])
+
+        return select(source, previous, config, pick, meta=meta, usable=space.finite)
+
+    def _estimate(self, ctx: Context, candidates: Tensor, target: Tensor) -> Estimated:
+        config, seed = self.config, ctx.derive(self.name, "ratio")
+        if config.ratio == "logistic":
+            with ctx.progress.task("classify source and target", unit="pass") as task:
+                return _by_classifier(candidates, target, config, seed, task.advance)
+        tables: Tables
+        if config.ratio == "quantised":
+            tables = bucket_ratio.cells(
+                candidates,
+                target,
+                config.buckets,
+                seed=seed,
+                iterations=config.iterations,
+                memory=config.memory,
+            )
+            return _by_counts(tables, candidates, target, config.smoothing, "sum")
+        tables = bucket_ratio.signs(
+            target.shape[1], tables=config.tables, bits=config.bits, seed=seed, device=target.device
+        )
+        return _by_counts(tables, candidates, target, config.smoothing, config.combine)
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """Log weights of N candidates, and cells in which they and the target are counted.
+
+    Args:
+        logs: log w, float64 (N,).
+        target: counts of the target in T tables of B cells, int64 (T, B).
+        counts: rows, int64 (n,) or None for all -> their counts, int64 (T, B).
+        cells: what the cells are.
+        facts: what the set tells of the estimate.
+    """
+
+    logs: Logs
+    target: Counts
+    counts: Callable[[NDArray[np.int64] | None], Counts]
+    cells: str
+    facts: dict[str, Any]
+
+
+def _by_classifier(
+    candidates: Tensor, target: Tensor, config: Importance.Config, seed: int, advance: Callable[[], None]
+) -> Estimated:
+    fitted = logistic_ratio.logistic_ratio(
+        candidates,
+        target,
+        regularisation=config.regularisation,
+        folds=config.folds,
+        seed=seed,
+        memory=config.memory,
+        advance=advance,
+    )
+    logs, own = _rounded(fitted.candidates), _rounded(fitted.target)
+    edges = np.quantile(own, np.arange(1, _LEVELS) / _LEVELS)
+
+    def counts(rows: NDArray[np.int64] | None) -> Counts:
+        return _leveled(logs if rows is None else logs[rows], edges)
+
+    facts = {"classifier_loss": fitted.loss}
+    return Estimated(logs, _leveled(own, edges), counts, f"{_LEVELS} levels of log weight", facts)
+
+
+def _leveled(logs: Logs, edges: Logs) -> Counts:
+    """How many log weights lie between the edges: int64 (1, levels)."""
+    return np.bincount(np.searchsorted(edges, logs, side="right"), minlength=_LEVELS)[None]
+
+
+def _by_counts(
+    tables: Tables, candidates: Tensor, target: Tensor, smoothing: float, combine: Combine
+) -> Estimated:
+    ratio = BucketRatio(tables, candidates, target, smoothing=smoothing, combine=combine)
+
+    def counts(rows: NDArray[np.int64] | None) -> Counts:
+        return ratio.source if rows is None else ratio.counts(candidates, torch.from_numpy(rows))
+
+    several, size = tables.shape
+    cells = f"{size} buckets" + (f", mean of {several} tables" if several > 1 else "")
+    facts = {"scale": ratio.scale} if several > 1 else {}
+    return Estimated(_rounded(ratio.log_weights(candidates)), ratio.target, counts, cells, facts)
+
+
+def _rounded(logs: Tensor) -> Logs:
+    """Multiples of 2^-20: twins in different blocks differ by less."""
+    return np.round(logs.cpu().numpy() * _STEPS) / _STEPS
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn.
+
+    Args:
+        rows: int64 (k,), the greatest key first.
+        logs: log w of all, truncated where asked for: float64 (N,).
+        facts: what the set tells of it.
+    """
+
+    rows: NDArray[np.int64]
+    logs: Logs
+    facts: dict[str, Any]
+
+
+def draw(
+    logs: Logs, numbers: NDArray[np.int64], count: int, *, seed: int, noise: bool, truncate: bool
+) -> Drawn:
+    """Draw `count` rows without replacement, or take the greatest.
+
+    Args:
+        logs: log w, float64 (N,).
+        numbers: of the rows in the data as they were found, int64 (N,): their noise follows from it.
+        count: at most N.
+        seed: of the noise.
+        noise, truncate: as in the configuration.
+    """
+    facts: dict[str, Any] = {}
+    if truncate:
+        whole = EffectiveSize()
+        whole.add(logs)
+        most = whole.most(len(logs))
+        facts["truncated"] = int((logs > most).sum())
+        logs = np.minimum(logs, most)
+    size = EffectiveSize()
+    size.add(logs)
+    best = Greatest(count)
+    best.add(logs + gumbel_noise(seed, "", numbers) if noise else logs, np.arange(len(logs)))
+    return Drawn(best.rows, logs, {"effective_size": size.size, **facts})
+
+
+def _nearer(estimate: Estimated, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """KL(target || source), and how much less KL(target || selection) is, in nats, and over which cells."""
+    before = mean_divergence(estimate.target, estimate.counts(None))
+    after = mean_divergence(estimate.target, estimate.counts(rows))
+    return {"kl_source": before, "kl_reduction": before - after, "kl_cells": estimate.cells}
+
+
+def _tell(progress: Progress, facts: dict[str, Any], count: int, there: int) -> None:
+    progress.note(
+        f"importance: {count} of {there} images; their weights are as {facts['effective_size']:.0f} equal ones; "
+        f"KL to the target, over {facts['kl_cells']}, falls by {facts['kl_reduction']:.3f} "
+        f"from {facts['kl_source']:.3f}",
+        **facts,
+    )
+    if facts.get("classifier_loss", 0.0) >= _CHANCE:
+        progress.warn(
+            f"the classifier of source and target tells images that it did not learn from apart no better than chance "
+            f"(loss {facts['classifier_loss']:.3f}, chance {_CHANCE:.3f}): raise regularisation"
+        )
+    if facts["effective_size"] < count:
+        progress.warn(
+            f"{count} images are asked for, and the weights are as {facts['effective_size']:.0f} equal ones: "
+            "part of what is drawn resembles the target little. Lower the budget, or raise regularisation or smoothing"
+        )
