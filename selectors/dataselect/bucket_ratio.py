@@ -34,7 +34,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from dataselect.clustering import kmeans, nearest_centroids
-from dataselect.importance import divergence, log_ratio, shares
+from dataselect.importance import log_ratio
 from dataselect.standard_features import blocks
 from distill.errors import InputError
 from distill.randomness import generator
@@ -179,8 +179,8 @@ class BucketRatio:
     ) -> None:
         self.tables = tables
         self.device = target.device
-        self.source = self.counts(candidates)
-        self.target = self.counts(target)
+        self.source = self._counts(candidates)
+        self.target = self._counts(target)
         if not self.target[self.source > 0].any():
             raise InputError(
                 "no image of the data shares a bucket with one of the target: nothing tells which resemble it",
@@ -189,8 +189,9 @@ class BucketRatio:
                 fix="ask for fewer buckets (or bits), set ratio: logistic, or look whether the features suit both",
             )
         self._model = self._logs(smoothing)
+        self._left_out = self._logs(smoothing, out_of_target=1)
         if combine == "fitted":
-            own = self._sums(target, self._logs(smoothing, out_of_target=1))
+            own = self._sums(target, self._left_out)
             others = self._sums(candidates, self._logs(smoothing, out_of_source=1))
             self.scale = _slope(others.cpu().numpy(), own.cpu().numpy())
         else:
@@ -199,6 +200,10 @@ class BucketRatio:
     def log_weights(self, features: Tensor) -> Tensor:
         """log w of each row: float64 (N,), on the device that computes."""
         return self.scale * self._sums(features, self._model)
+
+    def target_log_weights(self, target: Tensor) -> Tensor:
+        """log w of each row of the target, with counts that it is left out of: float64 (M,)."""
+        return self.scale * self._sums(target, self._left_out)
 
     def _sums(self, features: Tensor, model: Tensor) -> Tensor:
         """Sums over tables of a model (T, B): float64 (N,)."""
@@ -216,12 +221,12 @@ class BucketRatio:
         total = int(self.target[0].sum()) - out_of_target + drawn or 1.0
         return torch.from_numpy(log_ratio((left + drawn * there) / total, there)).to(self.device)
 
-    def counts(self, features: Tensor, rows: Tensor | None = None) -> Counts:
-        """How many rows, of all or of some, fall in each bucket: int64 (T, B)."""
+    def _counts(self, features: Tensor) -> Counts:
+        """How many rows fall in each bucket: int64 (T, B)."""
         tables, size = self.tables.shape
         counts = torch.zeros(tables * size, dtype=torch.int64, device=self.device)
         first = torch.arange(tables, device=self.device) * size
-        for _, block in blocks(features, self.device, rows=rows):
+        for _, block in blocks(features, self.device):
             counts += torch.bincount((self.tables.codes(block) + first).flatten(), minlength=len(counts))
         return counts.view(tables, size).cpu().numpy()
 
@@ -248,9 +253,3 @@ def _slope(source: NDArray[np.float64], target: NDArray[np.float64]) -> float:
     exact = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=exact)
     return float(found.x[1]) / spread
-
-
-def mean_divergence(target: Counts, other: Counts) -> float:
-    """KL(target || other) in nats of counts (T, B), the mean over the tables."""
-    pairs = zip(target, other, strict=True)
-    return float(np.mean([divergence(shares(own), shares(rest)) for own, rest in pairs]))

@@ -15,35 +15,33 @@ Students weigh what is drawn alike: drawing has spent the weights, and the k dra
 far as the source has what it takes. Where k is not small beside the effective number of samples, (sum w)^2 / sum w^2,
 draws without replacement run out of those that resemble the target, and that is told.
 
-How near the selection comes is measured as the reduction of KL(target || others) from the source to the selection. KL
-is that of the distributions over cells, not over features, and so at most the divergence there: over the buckets, in
-the mean over tables; or, with a classifier, over the sixteenths of the target by log w, which would lose nothing were
-it exact, as a sufficient statistic of which of the two a sample is from. Buckets count the samples that the ratio was
-estimated from, while folds keep a sample from the classifier that scores it.
+How near the selection comes is measured as the reduction of KL(target || others) from the source to the selection, over
+levels of log w that each hold as many samples of the target, at most 16 and at least 5 samples each of target and
+selection. Were log w exact, nothing would be lost by that: it is a sufficient statistic of which of the two a sample is
+from. The target's own log w come from what did not count it, or learn from it. Text is measured over the buckets
+themselves; a few images in hundreds of buckets leave most of them empty, whose logarithms would say nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataselect import bucket_ratio, logistic_ratio
-from dataselect.bucket_ratio import BucketRatio, Combine, Counts, Tables, mean_divergence
+from dataselect.bucket_ratio import BucketRatio, Combine, Tables
 from dataselect.features import TargetedConfig, TargetedSelector
-from dataselect.importance import EffectiveSize
+from dataselect.importance import EffectiveSize, divergence, shares
 from dataselect.resampling import Greatest, gumbel_noise
 from dataselect.standard_features import standardise
 from distill.contracts import Context, DistilledSet, Progress, Selection, Source, StepKind
 from distill.selection import Picks, select
 
-_LEVELS = 16  # cells of log w in which target and selection are compared
+_LEVELS, _LEAST = 16, 5  # levels of log w in which target and selection are compared, and samples of a level
 _STEPS = 1 << 20  # of a log weight of 1
 _CHANCE = float(np.log(2))  # loss of a classifier that knows nothing
 
@@ -133,7 +131,7 @@ class Importance(TargetedSelector):
                 noise=config.noise,
                 truncate=config.truncate,
             )
-            meta.update(estimate.facts, **drawn.facts, **_nearer(estimate, drawn.rows))
+            meta.update(estimate.facts, **drawn.facts, **nearer(estimate.logs, estimate.target, drawn.rows))
             _tell(ctx.progress, meta, count, len(samples))
             return Picks(samples[drawn.rows], drawn.logs[drawn.rows])
 
@@ -161,22 +159,17 @@ class Importance(TargetedSelector):
         return _by_counts(tables, candidates, target, config.smoothing, config.combine)
 
 
-@dataclass(frozen=True)
-class Estimated:
-    """Log weights of N candidates, and cells in which they and the target are counted.
+class Estimated(NamedTuple):
+    """Log weights of N candidates.
 
-    Args:
+    Attributes:
         logs: log w, float64 (N,).
-        target: counts of the target in T tables of B cells, int64 (T, B).
-        counts: rows, int64 (n,) or None for all -> their counts, int64 (T, B).
-        cells: what the cells are.
+        target: log w of the target by what did not know each sample, float64 (M,).
         facts: what the set tells of the estimate.
     """
 
     logs: Logs
-    target: Counts
-    counts: Callable[[NDArray[np.int64] | None], Counts]
-    cells: str
+    target: Logs
     facts: dict[str, Any]
 
 
@@ -192,33 +185,15 @@ def _by_classifier(
         memory=config.memory,
         advance=advance,
     )
-    logs, own = _rounded(fitted.candidates), _rounded(fitted.target)
-    edges = np.quantile(own, np.arange(1, _LEVELS) / _LEVELS)
-
-    def counts(rows: NDArray[np.int64] | None) -> Counts:
-        return _leveled(logs if rows is None else logs[rows], edges)
-
-    facts = {"classifier_loss": fitted.loss}
-    return Estimated(logs, _leveled(own, edges), counts, f"{_LEVELS} levels of log weight", facts)
-
-
-def _leveled(logs: Logs, edges: Logs) -> Counts:
-    """How many log weights lie between the edges: int64 (1, levels)."""
-    return np.bincount(np.searchsorted(edges, logs, side="right"), minlength=_LEVELS)[None]
+    return Estimated(_rounded(fitted.candidates), _rounded(fitted.target), {"classifier_loss": fitted.loss})
 
 
 def _by_counts(
     tables: Tables, candidates: Tensor, target: Tensor, smoothing: float, combine: Combine
 ) -> Estimated:
     ratio = BucketRatio(tables, candidates, target, smoothing=smoothing, combine=combine)
-
-    def counts(rows: NDArray[np.int64] | None) -> Counts:
-        return ratio.source if rows is None else ratio.counts(candidates, torch.from_numpy(rows))
-
-    several, size = tables.shape
-    cells = f"{size} buckets" + (f", mean of {several} tables" if several > 1 else "")
-    facts = {"scale": ratio.scale} if several > 1 else {}
-    return Estimated(_rounded(ratio.log_weights(candidates)), ratio.target, counts, cells, facts)
+    logs, own = ratio.log_weights(candidates), ratio.target_log_weights(target)
+    return Estimated(_rounded(logs), _rounded(own), {"scale": ratio.scale} if tables.shape[0] > 1 else {})
 
 
 def _rounded(logs: Tensor) -> Logs:
@@ -226,11 +201,10 @@ def _rounded(logs: Tensor) -> Logs:
     return np.round(logs.cpu().numpy() * _STEPS) / _STEPS
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """What was drawn.
 
-    Args:
+    Attributes:
         rows: int64 (k,), the greatest key first.
         logs: log w of all, truncated where asked for: float64 (N,).
         facts: what the set tells of it.
@@ -264,21 +238,33 @@ def draw(
     size.add(logs)
     best = Greatest(count)
     best.add(logs + gumbel_noise(seed, "", numbers) if noise else logs, np.arange(len(logs)))
-    return Drawn(best.rows, logs, {"effective_size": size.size, **facts})
+    return Drawn(best.rows, logs, {"effective_size": float(size.size), **facts})
 
 
-def _nearer(estimate: Estimated, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """KL(target || source), and how much less KL(target || selection) is, in nats, and over which cells."""
-    before = mean_divergence(estimate.target, estimate.counts(None))
-    after = mean_divergence(estimate.target, estimate.counts(rows))
-    return {"kl_source": before, "kl_reduction": before - after, "kl_cells": estimate.cells}
+def nearer(logs: Logs, target: Logs, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """KL(target || source) in nats, how much less KL(target || selection) is, and over how many levels of log w.
+
+    Args:
+        logs: log w of the source, float64 (N,).
+        target: of the target, float64 (M,).
+        rows: of the source that were drawn, int64 (k,).
+    """
+    levels = max(2, min(_LEVELS, len(target) // _LEAST, len(rows) // _LEAST))
+    edges = np.quantile(target, np.arange(1, levels) / levels)
+
+    def counts(values: Logs) -> NDArray[np.int64]:
+        return np.bincount(np.searchsorted(edges, values, side="right"), minlength=levels)
+
+    own = shares(counts(target))
+    before, after = (divergence(own, shares(counts(each), smoothing=0.5)) for each in (logs, logs[rows]))
+    return {"kl_source": before, "kl_reduction": before - after, "kl_levels": levels}
 
 
 def _tell(progress: Progress, facts: dict[str, Any], count: int, there: int) -> None:
     progress.note(
         f"importance: {count} of {there} images; their weights are as {facts['effective_size']:.0f} equal ones; "
-        f"KL to the target, over {facts['kl_cells']}, falls by {facts['kl_reduction']:.3f} "
-        f"from {facts['kl_source']:.3f}",
+        f"KL to the target, over {facts['kl_levels']} levels of log weight, falls by "
+        f"{facts['kl_reduction']:.3f} from {facts['kl_source']:.3f}",
         **facts,
     )
     if facts.get("classifier_loss", 0.0) >= _CHANCE:

@@ -44,19 +44,10 @@ def standardise(candidates: Tensor, target: Tensor) -> None:
             part[place] = ((block - mean) * scale).to(part)
 
 
-def blocks(
-    features: Tensor, device: torch.device, *, rows: Tensor | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Consecutive rows, and their values in float64 on the device that computes.
-
-    Args:
-        features: (N, D), on any device, or in a file.
-        device: which computes.
-        rows: int64 (n,), which of them; None is all.
-    """
-    for place in places(len(features) if rows is None else len(rows), features.shape[1]):
-        block = features[place] if rows is None else features[rows[place].to(features.device)]
-        yield place, block.to(device, torch.float64)
+def blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Consecutive rows, and their values in float64 on the device that computes."""
+    for place in places(len(features), features.shape[1]):
+        yield place, features[place].to(device, torch.float64)
 
 
 def places(count: int, width: int) -> Iterator[slice]:
