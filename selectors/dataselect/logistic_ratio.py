@@ -5,9 +5,9 @@
     min_{a, b}  sum_i ln(1 + exp(-y_i logit(x_i))) + lambda / 2 ||b||_2^2,   y_i = 1 for the target's n_p, -1 for n_q
 
 By Bayes' rule the odds of the target are p(x) n_p / (q(x) n_q) (Bickel, Brückner and Scheffer, "Discriminative Learning
-Under Covariate Shift", JMLR 2009, section 4; Sugiyama, Suzuki and Kanamori, "Density Ratio Estimation in Machine
-Learning", 2012, section 4.2). lambda = regularisation D: whatever the number D of features, of variance 1, the prior
-that lambda stands for gives the logits of samples the variance 1 / regularisation.
+Under Covariate Shift", JMLR 2009; Sugiyama, Suzuki and Kanamori, "Density Ratio Estimation in Machine Learning", 2012,
+chapter 4). lambda = regularisation D: whatever the number D of features, of variance 1, the prior that lambda stands
+for gives the logits of samples the variance 1 / regularisation.
 
 A sample that the classifier learnt as one of the source's gets a lower weight for it, the more so the more features
 there are to know it by. So source and target are cut into folds by chance, and each fold is scored by a classifier that
@@ -15,7 +15,7 @@ learnt from the others.
 
 The classifiers of all folds are fitted at once by Newton's method in float64; steps are solved by conjugate gradients
 preconditioned by the Hessian of all rows at the folds' mean, which is computed anew where they take long, and halved
-until they lower the losses. Each pass reads the features by blocks; between 40 and 150 of them are needed.
+until they lower the losses. Each pass reads the features by blocks; the run tells how many it took.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from distill.randomness import generator
 _TOLERANCE = 1e-4
 _STEPS = 100
 _INNER = 1000  # of conjugate gradients, for a step
+# By which share the squared size of a residual falls: its own size, within limits. Below the last it counts as 0.
+_ROUGH, _EXACT, _NOTHING = 1e-2, 1e-8, 1e-20
 _WORTH = 4  # passes that are no reason to compute the preconditioner anew
 _HALVINGS = 40
 _ROUNDING = 1e-12  # of a sum of losses
@@ -120,7 +122,7 @@ class _Sides:
         self.folds = [
             _cut(len(part), folds, seed, side).to(self.device) for side, part in enumerate(self.parts)
         ]
-        self.told = advance
+        self.advance = advance
 
     def blocks(self, side: int) -> Iterator[tuple[slice, Tensor]]:
         """Rows, and float64 (b, D + 1): their features, and 1; in one place, which the next ones take."""
@@ -159,7 +161,7 @@ class _Sides:
                 logits, learnt = block @ models, self.learnt(side, place)
                 losses += (F.softplus(-logits if side else logits) * learnt).sum(dim=0)
                 gradients += block.T @ ((logits.sigmoid() - side) * learnt)
-        self.told()
+        self.advance()
         return losses, gradients
 
     def curved(self, models: Tensor, directions: Tensor, ridge: float) -> Tensor:
@@ -171,7 +173,7 @@ class _Sides:
                 logits, slopes = (block @ both).split(self.count, dim=1)
                 chances = logits.sigmoid()
                 out += block.T @ (chances * (1 - chances) * self.learnt(side, place) * slopes)
-        self.told()
+        self.advance()
         return out
 
 
@@ -224,7 +226,7 @@ def _newton_steps(
     steps, residuals = torch.zeros_like(gradients), -gradients
     smoothed = precondition(residuals)
     directions, sizes = smoothed, (residuals * smoothed).sum(dim=0)
-    wanted = sizes * sizes.clamp(max=1e-2)
+    wanted = (sizes * sizes.clamp(_EXACT, _ROUGH)).clamp(min=_NOTHING)
     passes = 0
     while passes < _INNER and bool((going := sizes > wanted).any()):
         curved = sides.curved(models, directions, ridge)
@@ -273,7 +275,7 @@ def _preconditioner(
                 hessian.addmm_(block.T, curvatures * block)
             else:
                 hessian.addmm_(block.square().T, curvatures)
-    sides.told()
+    sides.advance()
     if not whole:
         hessian[:-1] += ridge
         return lambda gradients: gradients / hessian
