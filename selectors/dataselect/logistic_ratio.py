@@ -39,6 +39,7 @@ _INNER = 1000  # of conjugate gradients, for a step
 # By which share the squared size of a residual falls: its own size, within limits. Below the last it counts as 0.
 _ROUGH, _EXACT, _NOTHING = 1e-2, 1e-8, 1e-20
 _WORTH = 4  # passes that are no reason to compute the preconditioner anew
+_NARROW = 8  # how much slower products with narrow matrices are
 _HALVINGS = 40
 _ROUNDING = 1e-12  # of a sum of losses
 
@@ -199,7 +200,8 @@ def _fit(sides: _Sides, ridge: float, memory: int) -> Tensor:
     models[-1] = (taught[1] / taught[0]).log()  # the optimum at b = 0
     losses, gradients = sides.losses(models, ridge)
     whole = 3 * 8 * len(models) ** 2 <= memory
-    worth = len(models) // (4 * sides.count) + _WORTH  # passes that take as long as a Hessian
+    # Passes that take as long as a Hessian: it has D / (4 K) times their products, and they are of narrow matrices.
+    worth = len(models) // (4 * _NARROW * sides.count) + _WORTH
     taken = worth + 1
     for _ in range(_STEPS):
         if taken > worth:
