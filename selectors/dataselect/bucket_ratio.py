@@ -12,8 +12,7 @@ signs of `bits` random projections: two samples at the angle a share a bucket wi
 say much the same, unlike the words of a text: beta = 1 counts it T times, so that a few samples have all the weight,
 and beta = 1 / T takes the geometric mean of T coarse estimates, so that hardly any has more than another. We fit beta
 in [0, 1]: the slope of the logistic regression that tells target and source apart by their sums, each sample's with
-counts that it is left out of (Platt, "Probabilistic Outputs for Support Vector Machines", 1999, calibrates classifiers
-by such a slope).
+counts that it is left out of (dataselect/calibration.py).
 
 Pseudo-counts are spread as the source is, and not evenly as in text: they draw all ratios towards 1 alike, whatever the
 sizes of the buckets,  p_t / q_t = (1 - k) c_t / (M q_t) + k  with  k = s B / (M + s B).  So of one table a share of
@@ -29,10 +28,9 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 from torch import Tensor
 
+from dataselect.calibration import calibrate
 from dataselect.clustering import kmeans, nearest_centroids
 from dataselect.importance import log_ratio
 from dataselect.standard_features import blocks
@@ -193,7 +191,7 @@ class BucketRatio:
         if combine == "fitted":
             own = self._sums(target, self._left_out)
             others = self._sums(candidates, self._logs(smoothing, out_of_source=1))
-            self.scale = _slope(others.cpu().numpy(), own.cpu().numpy())
+            _, self.scale = calibrate(others.cpu().numpy(), own.cpu().numpy(), most=1.0)
         else:
             self.scale = 1.0 if combine == "sum" else 1 / tables.shape[0]
 
@@ -229,27 +227,3 @@ class BucketRatio:
         for _, block in blocks(features, self.device):
             counts += torch.bincount((self.tables.codes(block) + first).flatten(), minlength=len(counts))
         return counts.view(tables, size).cpu().numpy()
-
-
-def _slope(source: NDArray[np.float64], target: NDArray[np.float64]) -> float:
-    """The slope in [0, 1] of the logistic regression of sides by a number: the source's (N,), the target's (M,)."""
-    spread = float(np.concatenate([source, target]).std())
-    if spread == 0.0:
-        return 0.0
-
-    def loss(model: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        """The mean log-loss and its gradient, at an intercept and a slope in units of 1 / spread."""
-        value, gradient = 0.0, np.zeros(2)
-        for numbers, side in ((source / spread, 0.0), (target / spread, 1.0)):
-            logits = model[0] + model[1] * numbers
-            value += float(np.logaddexp(0.0, logits if side == 0 else -logits).sum())
-            errors = expit(logits) - side
-            gradient += (errors.sum(), errors @ numbers)
-        rows = len(source) + len(target)
-        return value / rows, gradient / rows
-
-    start = np.array([np.log(len(target) / len(source)), 0.0])
-    bounds = [(None, None), (0.0, spread)]
-    exact = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=exact)
-    return float(found.x[1]) / spread

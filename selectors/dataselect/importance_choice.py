@@ -64,7 +64,7 @@ class Importance(TargetedSelector):
         """A budget, the space of features, the estimate of the density ratio, and how samples are drawn.
 
         `ratio: logistic` fits a classifier of source and target: `regularisation` is the inverse of the variance that
-        its prior gives to log weights, and each of `folds` parts of the data is scored by what learnt from the others
+        its prior gives to log odds, and each of `folds` parts of the data is scored by what learnt from the others
         (1: by what learnt from it as well). `quantised` counts both in `buckets` cells of k-means, made better at most
         `iterations` times; `hashed` in `tables` tables of 2^`bits` buckets by the signs of random projections, whose
         sum is scaled by what tells source and target apart best (`combine: fitted`), or is the `sum` or the `mean` of
@@ -185,7 +185,8 @@ def _by_classifier(
         memory=config.memory,
         advance=advance,
     )
-    return Estimated(_rounded(fitted.candidates), _rounded(fitted.target), {"classifier_loss": fitted.loss})
+    facts = {"classifier_loss": fitted.loss, "scale": fitted.scale}
+    return Estimated(_rounded(fitted.candidates), _rounded(fitted.target), facts)
 
 
 def _by_counts(
@@ -267,10 +268,11 @@ def _tell(progress: Progress, facts: dict[str, Any], count: int, there: int) -> 
         f"{facts['kl_reduction']:.3f} from {facts['kl_source']:.3f}",
         **facts,
     )
-    if facts.get("classifier_loss", 0.0) >= _CHANCE:
+    if facts.get("classifier_loss", 0.0) >= 0.98 * _CHANCE:
         progress.warn(
-            f"the classifier of source and target tells images that it did not learn from apart no better than chance "
-            f"(loss {facts['classifier_loss']:.3f}, chance {_CHANCE:.3f}): raise regularisation"
+            f"the classifier of source and target tells images that it did not learn from apart hardly better than "
+            f"chance (loss {facts['classifier_loss']:.3f}, chance {_CHANCE:.3f}): look whether the features suit the "
+            "target, or raise regularisation"
         )
     if facts["effective_size"] < count:
         progress.warn(

@@ -11,7 +11,8 @@ for gives the logits of samples the variance 1 / regularisation.
 
 A sample that the classifier learnt as one of the source's gets a lower weight for it, the more so the more features
 there are to know it by. So source and target are cut into folds by chance, and each fold is scored by a classifier that
-learnt from the others.
+learnt from the others. On the logits of such samples the prior is corrected: they are multiplied by what makes them log
+ratios (dataselect/calibration.py), so that regularisation decides how well they rank and little else.
 
 The classifiers of all folds are fitted at once by Newton's method in float64; steps are solved by conjugate gradients
 preconditioned by the Hessian of all rows at the folds' mean, which is computed anew where they take long, and halved
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataselect.calibration import calibrate
 from dataselect.standard_features import block_rows, places
 from distill.errors import InputError
 from distill.randomness import generator
@@ -50,11 +52,13 @@ class Fitted(NamedTuple):
     Attributes:
         candidates: log w, float64 (N,), on the device that computes.
         target: log w, float64 (M,), likewise.
+        scale: by what logits were multiplied; 1 with one fold.
         loss: mean of -ln P(own side) over source and target, each half of it, with log w as the logit; ln 2 is chance.
     """
 
     candidates: Tensor
     target: Tensor
+    scale: float
     loss: float
 
 
@@ -90,8 +94,12 @@ def logistic_ratio(
     prior = (taught[1] / taught[0]).log()
     source, own = (sides.own_logits(side, models) for side in (0, 1))
     source, own = source - prior[sides.folds[0]], own - prior[sides.folds[1]]
+    scale = 1.0
+    if folds > 1:
+        shift, scale = calibrate(source.cpu().numpy(), own.cpu().numpy())
+        source, own = shift + scale * source, shift + scale * own
     loss = (F.softplus(source).mean() + F.softplus(-own).mean()) / 2
-    return Fitted(source, own, float(loss))
+    return Fitted(source, own, scale, float(loss))
 
 
 def refuse_few(there: int, folds: int, name: str) -> None:

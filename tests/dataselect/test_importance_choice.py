@@ -218,7 +218,7 @@ def test_the_order_of_the_data_does_not_matter_to_hashes(make_context: MakeConte
 @pytest.mark.parametrize("truncate", [False, True])
 def test_truncation_is_told(truncate: bool, make_context: MakeContext) -> None:
     source, _ = mixture()
-    found = run(make_context(), source, 5, regularisation=1e-3, folds=2, noise=False, truncate=truncate)
+    found = run(make_context(), source, 5, regularisation=1e-4, folds=1, noise=False, truncate=truncate)
     assert (found.meta.get("truncated", 0) > 0) == truncate
     assert (found.scores[0] == found.scores[1]) == truncate
 
@@ -258,13 +258,13 @@ def test_a_run_tells_how_near_it_came(make_context: MakeContext) -> None:
 
 
 def test_a_classifier_that_learns_nothing_is_told(make_context: MakeContext) -> None:
-    """Of two samples of one distribution; with next to no regularisation it is sure, and wrong."""
+    """Of two samples of one distribution."""
     source, _ = mixture(200, 60)
     same = replace(
         source, target=source_of(images(60, 0, seed=90)), train=source_of(images(200, 0, seed=91)).train
     )
     progress = heard(make_context(), same, 20, regularisation=1e-3)
-    assert any("no better than chance" in text for text in progress.warnings)
+    assert any("hardly better than chance" in text for text in progress.warnings)
 
 
 def test_fewer_samples_worth_than_asked_for_are_told(make_context: MakeContext) -> None:

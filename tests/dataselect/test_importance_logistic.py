@@ -60,14 +60,21 @@ def test_each_fold_is_scored_by_what_learnt_from_the_others() -> None:
     found = logistic_ratio(source, target, regularisation=0.2, folds=4, seed=7)
     cut = [module._cut(count, 4, 7, side) for side, count in enumerate((61, 24))]
     assert [torch.bincount(folds).tolist() for folds in cut] == [[16, 15, 15, 15], [6, 6, 6, 6]]
+    plain = [np.empty(61), np.empty(24)]
     for fold in range(4):
         learnt, own = source[cut[0] != fold], target[cut[1] != fold]
         slow = exact(learnt, own, ridge=0.2 * 9)
         prior = np.log(len(own) / len(learnt))
-        for part, side, folds in ((source, found.candidates, cut[0]), (target, found.target, cut[1])):
+        for side, (part, folds) in enumerate(zip((source, target), cut, strict=True)):
             held = part[folds == fold].double().numpy()
-            wanted = slow.decision_function(held) - prior
-            np.testing.assert_allclose(side[folds == fold].numpy(), wanted, rtol=1e-6, atol=1e-7)
+            plain[side][folds == fold] = slow.decision_function(held) - prior
+    scores = np.concatenate(plain)[:, None]
+    slope = LogisticRegression(C=1e10, solver="newton-cholesky", tol=1e-13)
+    slope.fit(scores, np.repeat([0, 1], [61, 24]))
+    assert found.scale == pytest.approx(slope.coef_[0, 0], rel=1e-4)
+    for side, wanted in zip(found[:2], plain, strict=True):
+        calibrated = slope.decision_function(wanted[:, None]) - np.log(24 / 61)
+        np.testing.assert_allclose(side.numpy(), calibrated, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
     losses = [np.logaddexp(0, found.candidates.numpy()).mean(), np.logaddexp(0, -found.target.numpy()).mean()]
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-12)
 
@@ -79,8 +86,22 @@ def test_folds_keep_a_sample_from_deciding_its_own_weight() -> None:
         logistic_ratio(source, target, regularisation=0.01, folds=folds, seed=0) for folds in (1, 5)
     )
     assert float(together.target.mean() - together.candidates.mean()) > 1.5
-    assert abs(float(apart.target.mean() - apart.candidates.mean())) < 0.5
-    assert together.loss < 0.55 and apart.loss > np.log(2)
+    assert abs(float(apart.target.mean() - apart.candidates.mean())) < 0.1
+    assert together.loss < 0.55 and apart.loss == pytest.approx(np.log(2), abs=0.01)
+    assert (together.scale, apart.scale < 0.3) == (1.0, True)
+
+
+def test_regularisation_decides_how_well_samples_rank_and_little_else() -> None:
+    """Held-out logits are brought to the scale of log ratios, whatever the prior drew them to."""
+    source, target = normal(2000, 5, seed=18), normal(300, 5, seed=19, mean=0.4)
+    found = [
+        logistic_ratio(source, target, regularisation=strength, folds=5, seed=0)
+        for strength in (0.001, 1.0, 100.0)
+    ]
+    spreads = [float(each.candidates.std()) for each in found]
+    assert max(spreads) < 1.1 * min(spreads)
+    assert found[2].scale > 3 and found[0].scale == pytest.approx(1.0, abs=0.1)
+    assert max(each.loss for each in found) < min(each.loss for each in found) + 0.01
 
 
 def test_what_preconditions_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
