@@ -88,6 +88,11 @@ METHODS: dict[str, Entry] = {
             ("semdedup", "dataselect.semdedup:SemDeDup", "semantic de-duplication: drops near twins"),
             ("simcore", "dataselect.simcore:SimCore", "SimCore: what is most like the target's centroids"),
             ("tarot", "dataselect.tarot:Tarot", "TAROT: short optimal transport to the target, whitened"),
+            (
+                "importance",
+                "dataselect.importance_choice:Importance",
+                "importance resampling: drawn as the target is distributed",
+            ),
             ("trak", "dataselect.influence:Trak", "TRAK: what raises the margins of the target most"),
             ("less", "dataselect.influence:Less", "LESS: gradients most like a class of the target"),
             ("score", "dataselect.scores:ScoreChoice", "the hardest, the easiest or the middle by a score"),

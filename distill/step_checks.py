@@ -66,7 +66,8 @@ def _check_target(steps: Sequence[Method], recipe: Recipe) -> None:
             "neither a step nor the evaluation reads the target",
             where="target",
             found=", ".join(step.name for step in steps),
-            fix="remove target, or add a targeted selector (tarot, simcore, less, trak), or evaluate.on: target",
+            fix="remove target, or add a targeted selector (tarot, simcore, importance, less, trak), "
+            "or evaluate.on: target",
         )
 
 

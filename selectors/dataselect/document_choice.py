@@ -174,8 +174,7 @@ class _Whole:
         found = cls(passed, grams / max(passed, 1), (math.inf,) * targets, ())
         if rules.truncate:
             means = found._sizes(read, rules, targets)
-            # sqrt(m) times their mean is their sum over sqrt(m).
-            most = tuple(size.log_sum - math.log(max(passed, 1)) / 2 for size in means)
+            most = tuple(size.most(passed) for size in means)
             found = cls(passed, found.grams, most, ())
         sizes = found._sizes(read, rules, targets)
         return cls(passed, found.grams, found.most, tuple(size.size for size in sizes))

@@ -10,6 +10,7 @@ weights far from 1 on either side; divided by the number of n-grams it is a mean
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +70,13 @@ class EffectiveSize:
         """Logarithm of the sum of the weights."""
         totals = self._totals.with_block(self._waiting)
         return totals.greatest + float(np.log(totals.sum)) if totals.sum else -np.inf
+
+    def most(self, count: int) -> float:
+        """Logarithm of sqrt(m) times the mean of m weights, above which truncation leaves none.
+
+        (Ionides, "Truncated Importance Sampling", Journal of Computational and Graphical Statistics, 2008.)
+        """
+        return self.log_sum - math.log(max(count, 1)) / 2  # the mean times sqrt(m) is the sum over sqrt(m)
 
     @property
     def size(self) -> float:

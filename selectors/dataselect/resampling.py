@@ -2,8 +2,8 @@
 
 Drawing one after the other with probabilities in proportion to the weights of those that are left gives the same sets
 (Vieira 2014; Kool, van Hoof and Welling, "Stochastic Beams and Where to Find Them", ICML 2019, section 2). The noise of
-a document follows from the seed, its file's name and its row there, so that neither the order of files nor what else
-is in the corpus changes it.
+a document, or of an image, follows from the seed, its file's name and its row there, so that neither the order of files
+nor what else is in the corpus changes it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from distill.randomness import counter_bits, derive_seed
 _BITS = 52
 
 
-def gumbel_noise(seed: int, file: str, rows: range, *, draw: int = 0) -> NDArray[np.float64]:
+def gumbel_noise(
+    seed: int, file: str, rows: range | NDArray[np.int64], *, draw: int = 0
+) -> NDArray[np.float64]:
     """Standard Gumbel noise of rows of a file: float64 (len(rows),).
 
     Args:
         seed: of the run.
         file: the file's name in the corpus.
-        rows: of it.
+        rows: of it, consecutive ones or any.
         draw: another number, another noise.
     """
     stream = derive_seed(seed, "noise", file)
-    bits = counter_bits(stream, 0, torch.arange(rows.start, rows.stop), draw).numpy()
+    numbers = torch.arange(rows.start, rows.stop) if isinstance(rows, range) else torch.from_numpy(rows)
+    bits = counter_bits(stream, 0, numbers, draw).numpy()
     uniform = ((bits.view(np.uint64) >> np.uint64(64 - _BITS)).astype(np.float64) + 0.5) * 2.0**-_BITS
     return -np.log(-np.log(uniform))
 

@@ -154,6 +154,7 @@ def test_methods_and_schema(call: Call) -> None:
             ["semdedup", "selector"],
             ["simcore", "selector"],
             ["tarot", "selector"],
+            ["importance", "selector"],
             ["trak", "selector"],
             ["less", "selector"],
             ["score", "selector"],

@@ -27,7 +27,7 @@ BY_CLASS = [
     "gradmatch",
 ]
 BY_CLASS += ["glister", "d2"]
-TARGETED = ["simcore", "tarot", "trak", "less"]
+TARGETED = ["simcore", "tarot", "importance", "trak", "less"]
 LOST = 5  # the sample of class two whose features are lost
 
 

@@ -47,6 +47,8 @@ def test_noise_is_gumbel() -> None:
 def test_noise_hangs_on_the_seed_the_file_the_row_and_the_draw_alone() -> None:
     noise = gumbel_noise(1, "a", range(100))
     assert np.array_equal(gumbel_noise(1, "a", range(40, 60)), noise[40:60])
+    some = np.array([70, 3, 99])
+    assert np.array_equal(gumbel_noise(1, "a", some), noise[some])
     for other in (
         gumbel_noise(2, "a", range(100)),
         gumbel_noise(1, "b", range(100)),

@@ -70,6 +70,7 @@ ROWS = (
     Row("glister"),
     Row("simcore", targeted=True),
     Row("tarot", targeted=True),
+    Row("importance", targeted=True),
     Row("trak", targeted=True),
     Row("less", targeted=True),
 )
