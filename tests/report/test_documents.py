@@ -56,8 +56,8 @@ def report() -> DocumentReport:
         passed=1100,
         corpus=corpus,
         targets=(
-            TargetFacts("near", small, chosen=12, effective=34.56, kl_corpus=1.5, kl_chosen=0.25),
-            TargetFacts("far", small, chosen=8, effective=1.0, kl_corpus=2.0, kl_chosen=2.5),
+            TargetFacts("near", small, chosen=12, effective=34.56, kl_corpus=1.5, kl_chosen=0.25, kl_random=1.25),
+            TargetFacts("far", small, chosen=8, effective=1.0, kl_corpus=2.0, kl_chosen=2.5, kl_random=2.375),
         ),
         bytes=4321,
         examples=(Example("near", 12.34, "a/one.jsonl, row 7", "some text"),),
@@ -94,7 +94,7 @@ def test_names_are_stable(report: DocumentReport) -> None:
     facts = ["files", "rows", "documents", "unreadable", "ngrams", "counts_sha256"]
     assert list(told["corpus"]) == facts
     assert list(told["targets"][0]) == [
-        "name", "corpus", "chosen", "effective", "kl_corpus", "kl_chosen", "kl_reduction",
+        "name", "corpus", "chosen", "effective", "kl_corpus", "kl_chosen", "kl_random", "kl_reduction",
     ]  # fmt: skip
     assert list(told["targets"][0]["corpus"]) == facts
     assert list(told["examples"][0]) == ["target", "score", "place", "text"]
@@ -146,16 +146,21 @@ def test_the_verdict_says_how_close(report: DocumentReport) -> None:
     first, second = report.targets
     told = "20 of 1,200 documents"
     assert verdict(report) == (
-        f"{told}: their n-grams are 0.375 nats closer to the 2 targets, in the mean, than the corpus's."
+        f"{told}: their n-grams are 0.375 nats closer to the 2 targets, in the mean, than the corpus's, "
+        "and 0.438 closer than as many random documents'."
     )
     assert verdict(replace(report, targets=(first,))) == (
-        f"{told}: their n-grams are 1.250 nats closer to the target than the corpus's."
+        f"{told}: their n-grams are 1.250 nats closer to the target than the corpus's, "
+        "and 1.000 closer than as many random documents'."
     )
-    assert "0.500 nats farther from the target" in verdict(replace(report, targets=(second,)))
+    farther = verdict(replace(report, targets=(second,)))
+    assert "0.500 nats farther from the target" in farther and "and 0.125 farther than as many" in farther
+    alone = replace(report, targets=(replace(first, kl_random=None),))
+    assert verdict(alone).endswith("than the corpus's.")
     empty = replace(second, kl_chosen=None)
     lost = replace(report, targets=(first, empty))
     assert lost.kl_reduction is None and "nothing tells how close" in verdict(lost)
-    assert target_table(lost).rows[1] == ("far", "5", "8", "2.000", "none", "none", "1.0")
+    assert target_table(lost).rows[1] == ("far", "5", "8", "2.000", "2.375", "none", "none", "1.0")
 
 
 def test_the_terminal_tells_everything(report: DocumentReport) -> None:
