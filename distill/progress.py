@@ -28,6 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TextIO
 
+from distill.errors import printable
+
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
@@ -181,12 +183,12 @@ class _Reporter:
 
     def note(self, text: str, **facts: Any) -> None:
         with self.lock:
-            self.display.say(text, warning=False)
+            self.display.say(printable(text), warning=False)
             self.record("note", text=text, **facts)
 
     def warn(self, text: str, **facts: Any) -> None:
         with self.lock:
-            self.display.say(text, warning=True)
+            self.display.say(printable(text), warning=True)
             self.record("warning", text=text, **facts)
 
     def record(self, event: str, **facts: Any) -> None:

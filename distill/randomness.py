@@ -27,7 +27,7 @@ _MIX_B = 0x94D049BB133111EB
 def derive_seed(seed: int, *names: str | int) -> int:
     """A seed in [0, 2^63) that belongs to `names` alone: sha256 over the root seed and the path of names."""
     text = "\x1f".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -1,7 +1,7 @@
 """`distill export` of a set of documents: the documents themselves, from the files of the corpus, or where they lie.
 
 jsonl      the records as they stand: lines of JSON byte for byte, rows of parquet as objects, text as {"text": ...}
-parquet    columns `text`, `file`, `row` and `score`
+parquet    columns `text`, `file`, `row` and `score`; U+FFFD stands for what is no UTF-8
 indices    a JSON object a line, in the order of the set; the corpus is not read
 
 Documents are written in the order of the corpus: each file is read once, and one document is in memory at a time.
@@ -125,7 +125,8 @@ def write_indices(documents: DocumentSet, out: Path) -> None:
     columns = (selection.indices, documents.file, documents.row, selection.weights, selection.scores)
 
     def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8") as lines:
+        # Names of files may be no UTF-8; JSON has escapes for them.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
             for index, file, row, weight, score in zip(*map(np.ndarray.tolist, columns), strict=True):
                 told = {"index": index, "file": documents.files[file], "row": row}
                 lines.write(json.dumps({**told, "weight": weight, "score": score}, ensure_ascii=False) + "\n")
@@ -179,8 +180,9 @@ def _groups(placed: Iterable[Placed]) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     size = 0
     for each in placed:
+        file = each.file.encode("utf-8", "backslashreplace").decode()
         rows.append(
-            {"text": each.record.text, "file": each.file, "row": each.record.row, "score": each.score}
+            {"text": _utf8(each.record.text), "file": file, "row": each.record.row, "score": each.score}
         )
         size += len(each.record.text)
         if len(rows) == _ROWS or size > _ROW_BYTES:
@@ -188,6 +190,11 @@ def _groups(placed: Iterable[Placed]) -> Iterator[list[dict[str, Any]]]:
             rows, size = [], 0
     if rows:
         yield rows
+
+
+def _utf8(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which JSON may hold and parquet may not."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _refuse_among_corpus(out: Path, documents: DocumentSet, path: Path, overrides: Sequence[str]) -> None:

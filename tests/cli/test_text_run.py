@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -662,3 +663,33 @@ def test_text_files_are_documents_by_line_or_whole(
     number = min(each["index"] for each in whole)
     assert first == {"text": documents[number].replace(" ", "\n")}
     assert np.all([each["row"] == 0 for each in whole])
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="file names there are Unicode")
+def test_names_and_texts_that_are_no_unicode(
+    call: Call, text_recipe: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """A file's name of any bytes, one that terminals obey, and halves of surrogate pairs in lines of JSON."""
+    from pyarrow.parquet import read_table
+
+    shutil.rmtree(corpus)
+    corpus.mkdir()
+    half = b'{"text": "w\\ud83d word1"}'
+    for name in (b"a\xff.jsonl", b"\x1b[2J.jsonl"):
+        Path(os.fsdecode(os.fsencode(corpus) + b"/" + name)).write_bytes(half + b'\n{"text": "word2"}\n{\n')
+    options = ["steps.0.dsir.count=4", "steps.0.dsir.min_tokens=0", "data.bad_lines=0.5"]
+    result = call("run", text_recipe, *options, "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output and "2 of 6 rows" in result.stderr
+    assert set(read_documents(tmp_path / "out" / "set.h5").files) == {"a\udcff.jsonl", "\x1b[2J.jsonl"}
+    written = {}
+    for to in ("jsonl", "parquet", "indices"):
+        assert call("export", tmp_path / "out" / "set.h5", "--to", to, "--out", to).exit_code == 0
+        written[to] = (tmp_path / to).read_bytes()
+    assert written["jsonl"].splitlines().count(half) == 2
+    names = {json.loads(line)["file"] for line in written["indices"].decode("utf-8").splitlines()}
+    assert names == {"a\udcff.jsonl", "\x1b[2J.jsonl"}
+    table = read_table(tmp_path / "parquet").to_pydict()
+    assert sorted(table["text"]) == ["word2"] * 2 + ["w\ufffd word1"] * 2
+    assert set(table["file"]) == {r"a\udcff.jsonl", "\x1b[2J.jsonl"}
+    assert "\x1b" not in call("inspect", tmp_path / "out" / "set.h5").stdout
