@@ -15,9 +15,11 @@ from distill.report.tables import Table, as_text, cost_table, counted, wrapped
 
 _KL = (
     "KL divergence of the target's n-grams from those of the corpus, of as many random documents that are long enough, "
-    "and of the choice, in nats; the reduction is how much closer than the corpus the choice is. The effective sample "
-    "size tells how many equally weighted documents the weights are worth."
+    "and of the choice, in nats; the reduction is from the corpus to the choice. Few documents lack many of a corpus's "
+    "n-grams, random ones as well: compare those. The effective sample size tells how many equally weighted documents "
+    "the weights are worth."
 )
+_EXAMPLES = "Of each target the first that were taken; their beginnings. Rows count from 0, as in the set."
 
 
 def write_report(report: DocumentReport, *, json_path: Path, html_path: Path) -> None:
@@ -43,27 +45,19 @@ def render(report: DocumentReport) -> str:
 
 
 def verdict(report: DocumentReport) -> str:
-    """The one sentence that a selection comes down to."""
+    """The one sentence that a selection comes down to: beside as many random documents, whose n-grams lack as much."""
     told = f"{report.chosen:,} of {counted(report.corpus.documents, 'document')}"
-    if report.kl_reduction is None:
-        return f"{told} chosen; those of one target have no n-gram, so that nothing tells how close they are."
-    nearer = "closer to" if report.kl_reduction > 0 else "farther from"
-    of = "the target" if len(report.targets) == 1 else f"the {len(report.targets)} targets, in the mean,"
-    told += f": their n-grams are {abs(report.kl_reduction):.3f} nats {nearer} {of} than the corpus's"
-    return f"{told}{_against_random(report)}."
-
-
-def _against_random(report: DocumentReport) -> str:
-    """What follows of the comparison with random documents; nothing where there is none."""
     each = [
         target.kl_random - target.kl_chosen
         for target in report.targets
         if target.kl_random is not None and target.kl_chosen is not None
     ]
     if len(each) < len(report.targets):
-        return ""
+        return f"{told} chosen; some of them have no n-gram, so that nothing tells how close they are."
     mean = sum(each) / len(each)
-    return f", and {abs(mean):.3f} {'closer' if mean > 0 else 'farther'} than as many random documents'"
+    of = "the target" if len(each) == 1 else f"the {len(each)} targets, in the mean,"
+    nearer = "closer to" if mean > 0 else "farther from"
+    return f"{told}: their n-grams are {abs(mean):.3f} nats {nearer} {of} than as many random documents'."
 
 
 def target_table(report: DocumentReport) -> Table:
@@ -167,9 +161,7 @@ def _examples(report: DocumentReport) -> str:
         f"<p>{escape(example.text)}</p></div>"
         for example in report.examples
     )
-    return section(
-        "Some of the chosen", cards, quiet("Of each target the first that were taken; their beginnings.")
-    )
+    return section("Some of the chosen", cards, quiet(_EXAMPLES))
 
 
 def _caption(example: Example) -> str:

@@ -128,11 +128,11 @@ def draw_uniform(read: Reading, rules: Rules, count: int, *, seed: int, draw: in
 
 def _in_turn(best: Sequence[Greatest], counts: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each target takes its count of what those before it left: documents, and the target of each."""
-    taken: dict[int, int] = {}
-    for target, (greatest, count) in enumerate(zip(best, counts, strict=True)):
-        left = [number for number in greatest.rows.tolist() if number not in taken]
-        taken.update(dict.fromkeys(left[:count], target))
-    return np.array(list(taken), dtype=np.int64), np.array(list(taken.values()), dtype=np.int64)
+    taken = np.empty(0, dtype=np.int64)
+    for greatest, count in zip(best, counts, strict=True):
+        left = greatest.rows if not len(taken) else greatest.rows[~np.isin(greatest.rows, taken)]
+        taken = np.concatenate([taken, left[:count]])
+    return taken, np.repeat(np.arange(len(counts)), counts)
 
 
 def _scores_of(
@@ -140,12 +140,20 @@ def _scores_of(
 ) -> NDArray[np.float64]:
     """log w of each chosen document for the target that took it."""
     scores = np.empty(len(numbers))
+    order = np.argsort(numbers)
+    ascending = numbers[order]
     for _, first, _, scored in placed(read):
-        inside = (numbers >= first) & (numbers < first + len(scored.tokens))
-        if inside.any():
+        here = order[between(ascending, first, len(scored.tokens))]
+        if len(here):
             logs = whole.log_weights(scored, rules)
-            scores[inside] = logs[targets[inside], numbers[inside] - first]
+            scores[here] = logs[targets[here], numbers[here] - first]
     return scores
+
+
+def between(ascending: NDArray[np.int64], first: int, count: int) -> slice:
+    """Where the numbers from `first` on, `count` of them, stand."""
+    start, stop = np.searchsorted(ascending, [first, first + count])
+    return slice(int(start), int(stop))
 
 
 @dataclass(frozen=True)

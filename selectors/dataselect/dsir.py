@@ -35,7 +35,7 @@ from dataselect.corpus_passes import (
     count_corpus,
     score_corpus,
 )
-from dataselect.document_choice import Chosen, Reading, Rules, choose, draw_uniform, placed
+from dataselect.document_choice import Chosen, Reading, Rules, between, choose, draw_uniform, placed
 from dataselect.importance import Model, divergence, log_ratio, shares
 from dataselect.ngrams import Hash
 from distill.contracts import (
@@ -323,7 +323,7 @@ def _placed(chosen: Chosen, read: Reading) -> DocumentSet:
     order = np.argsort(chosen.numbers)
     ascending = chosen.numbers[order]
     for piece, first, start, scored in placed(read):
-        here = order[_between(ascending, first, len(scored.tokens))]
+        here = order[between(ascending, first, len(scored.tokens))]
         if len(here):
             file[here] = names.setdefault(piece.file.name, len(names))
             row[here] = start + chosen.numbers[here] - first
@@ -351,14 +351,8 @@ def _to_recount(
     numbers, takers = numbers[order], takers[order]
     works = []
     for piece, first, _, scored in placed(read):
-        here = _between(numbers, first, len(scored.tokens))
+        here = between(numbers, first, len(scored.tokens))
         if here.start < here.stop:
             rows = numbers[here] - first
             works.append(Recounting(piece, corpus.config, config.features, rows, takers[here], targets + 1))
     return works
-
-
-def _between(ascending: NDArray[np.int64], first: int, count: int) -> slice:
-    """Where the numbers from `first` on, `count` of them, stand."""
-    start, stop = np.searchsorted(ascending, [first, first + count])
-    return slice(int(start), int(stop))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from distill.randomness import counter_bits, derive_seed
 
 _BITS = 52
+_WAITING = 1 << 20  # numbers held beside k before they are sorted
 
 
 def gumbel_noise(
@@ -36,7 +37,7 @@ def gumbel_noise(
 
 
 class Greatest:
-    """The k greatest of numbers that come in blocks, in memory for k of them and a block.
+    """The k greatest of numbers that come in blocks, in memory for twice as many, a million more and a block.
 
     Of equal ones those with the lowest numbers. -inf and NaN are never taken.
 
@@ -46,8 +47,10 @@ class Greatest:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._values = np.empty(0)
-        self._rows = np.empty(0, dtype=np.int64)
+        self._values = [np.empty(0)]
+        self._rows = [np.empty(0, dtype=np.int64)]
+        self._held = 0
+        self._least = -np.inf  # nothing below is among the greatest
 
     def add(self, values: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
         """Take a block in.
@@ -56,18 +59,23 @@ class Greatest:
             values: float64 (b,).
             rows: int64 (b,), their numbers, in any order; each comes once.
         """
-        there = values > (self._values.min() if len(self._values) >= self.count else -np.inf)
-        if len(self._values) >= self.count:  # an equal one may have a lower number
-            there |= values == self._values.min()
-        there &= values > -np.inf
-        values = np.concatenate([self._values, values[there]])
-        rows = np.concatenate([self._rows, rows[there]])
-        if len(values) > self.count:
-            kept = np.lexsort((rows, -values))[: self.count]
-            values, rows = values[kept], rows[kept]
-        self._values, self._rows = values, rows
+        there = (values >= self._least) & (values > -np.inf)  # an equal one may have a lower number
+        self._values.append(values[there])
+        self._rows.append(rows[there])
+        self._held += int(there.sum())
+        if self._held > self.count + max(self.count, _WAITING):
+            self._settle()
 
     @property
     def rows(self) -> NDArray[np.int64]:
         """int64 (up to k,), the greatest first."""
-        return self._rows[np.lexsort((self._rows, -self._values))]
+        self._settle()
+        return self._rows[0]
+
+    def _settle(self) -> None:
+        """Keep k of what is held, the greatest first: seldom, since it sorts."""
+        values, rows = np.concatenate(self._values), np.concatenate(self._rows)
+        kept = np.lexsort((rows, -values))[: self.count]
+        self._values, self._rows, self._held = [values[kept]], [rows[kept]], len(kept)
+        if len(kept) == self.count:
+            self._least = float(values[kept[-1]])
