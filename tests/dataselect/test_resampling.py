@@ -72,3 +72,16 @@ def test_the_greatest_are_found_however_they_come(size: int, count: int) -> None
             part = order[start : start + size]
             greatest.add(values[part], part)
         assert greatest.rows.tolist() == wanted.tolist()
+
+
+def test_what_waits_is_sorted_now_and_then_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks, with twins, against a whole sort."""
+    monkeypatch.setattr("dataselect.resampling._WAITING", 4)
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 60, 500).astype(np.float64)
+    values[::17] = -np.inf
+    greatest = Greatest(23)
+    for part in np.array_split(rng.permutation(500), 40):
+        greatest.add(values[part], part)
+    there = np.flatnonzero(values > -np.inf)
+    assert greatest.rows.tolist() == there[np.lexsort((there, -values[there]))][:23].tolist()
