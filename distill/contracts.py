@@ -191,6 +191,7 @@ class DocumentSet:
         files: names of the files that hold a document of the set, in order.
         file: int32 (n,), numbers in `files`.
         row: int64 (n,), rows in these files, from 0, those without a document counted.
+        digest: uint64 (n,), of the texts (distill/text/digests.py), so that who writes them out knows them again.
         provenance: as that of a `DistilledSet`.
     """
 
@@ -198,6 +199,7 @@ class DocumentSet:
     files: tuple[str, ...]
     file: np.ndarray
     row: np.ndarray
+    digest: np.ndarray
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -455,7 +457,7 @@ class TargetFacts:
         effective: effective sample size of the weights towards it, among the documents that pass the filter.
         kl_corpus: from the whole corpus.
         kl_chosen: from the documents taken for it; None where these have no n-gram.
-        kl_random: from as many random documents that pass the filter as were chosen for all targets together.
+        kl_random: from as many random documents that pass the filter; None likewise.
     """
 
     name: str

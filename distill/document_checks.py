@@ -9,7 +9,7 @@ from distill.contracts import DocumentSelector, Method
 from distill.errors import InputError
 from distill.recipe import Recipe
 from distill.step_checks import step_named
-from distill.text import Corpus, read_blocks, would_be_read
+from distill.text import Corpus, Piece, Unreadable, read_blocks, would_be_read
 from distill.text.data import TextConfig, TextTargetConfig
 
 _FIRST = 1000  # rows that cannot be read, after which nothing else is expected
@@ -116,35 +116,37 @@ def check_outputs(recipe: Recipe, outputs: Iterable[Path]) -> None:
 
 
 def check_readable(corpus: Corpus, *, where: str) -> None:
-    """Look at the first rows: raise InputError where none of them can be read, before hours are spent on the rest.
+    """Look at a few rows: raise InputError where none of them can be read, before hours are spent on the rest.
 
     Args:
-        corpus: read until there is a document.
+        corpus: whose first rows are looked at, and those in its middle and of its last piece.
         where: the section of the recipe that names it.
 
     Raises:
-        InputError: none of the first rows can be read, as where the field has another name.
-        DamagedDataError, UnsafeFileError: the file is broken.
+        InputError: none of them can be read, as where the field has another name.
+        DamagedDataError, UnsafeFileError: a file is broken.
     """
     if corpus.config.bad_lines == 1:
         return
-    seen, first = 0, None
-    for piece in corpus.pieces():
-        for block in read_blocks(piece, corpus.config):
-            if any(text is not None for text in block.texts):
-                return
-            if block.unreadable and first is None:
-                first = (piece.file.path, block.unreadable[0])
-            seen += len(block.unreadable)
-            if seen >= _FIRST:
-                break
-        if seen >= _FIRST:
-            break
-    if first is not None:
-        path, row = first
+    pieces = corpus.pieces()
+    found = [_unreadable_in(pieces[at], corpus) for at in sorted({0, len(pieces) // 2, len(pieces) - 1})]
+    told = [why for why in found if why is not None]
+    if told and len(told) == len(found):
         raise InputError(
-            f"the first rows cannot be read: this one {row.why}",
-            where=f"{path}, line {row.row + 1}",
-            found=f"no document in {seen} rows",
+            f"none of the rows that were looked at can be read; the first {told[0].why}",
+            where=f"{pieces[0].file.path}, line {told[0].row + 1}",
             fix=f"name the text with {where}.field, or look at the file",
         )
+
+
+def _unreadable_in(piece: Piece, corpus: Corpus) -> Unreadable | None:
+    """The first row of the piece where none of its first ones can be read; None where one can, or there is none."""
+    seen, first = 0, None
+    for block in read_blocks(piece, corpus.config):
+        if any(text is not None for text in block.texts):
+            return None
+        first = first or next(iter(block.unreadable), None)
+        seen += len(block.unreadable)
+        if seen >= _FIRST:
+            break
+    return first

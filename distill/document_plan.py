@@ -22,7 +22,7 @@ START_SECONDS = 4.0
 PROCESS_BYTES = 400_000_000  # of a process that reads, more where a row group is larger
 _PASSES = 2
 _DOCUMENT_BYTES = 3500  # on disk, of a usual document
-_ROW_BYTES = 12  # that passes leave of a row and a target, until the run is done
+_PIECE_BYTES = 100_000  # that counting leaves of a large piece
 
 
 def plan_documents(recipe: Recipe, step: DocumentSelector, folder: RunFolder, *, state: State) -> str:
@@ -89,8 +89,8 @@ def _costs(
     lines = [
         f"time     about {long_seconds(seconds)} (by files on disk; compressed ones take longer)",
         f"memory   about {size(PROCESS_BYTES * (1 + workers))}",
-        f"disk     about {size(round(rows * len(targets) * _ROW_BYTES))} of scores, until the run is done; set at most "
-        f"{size(round(rows * 32))}",
+        f"disk     cache about {size(round(rows * (8 * len(targets) + 4)) + _PIECE_BYTES * len(pieces))}; "
+        f"set at most {size(round(rows * 36))}",
     ]
     slowest = _largest(pieces)
     if slowest is not None and workers > 1 and slowest.file.size * workers > _bytes(corpus):

@@ -22,7 +22,7 @@ from distill.document_checks import check_readable
 from distill.document_results import DocumentReport, Example, facts_of
 from distill.environment import code_revision, machine, versions
 from distill.exporting.documents import Written, corpus_of, write_chosen
-from distill.files import disk_errors
+from distill.files import PARTIAL, disk_errors
 from distill.parallel import Pool, open_pool
 from distill.portable import without_paths
 from distill.recipe import Recipe, as_dict
@@ -82,6 +82,8 @@ def materialise(folder: RunFolder, form: Written, progress: Progress) -> Path:
         InputError: the corpus is not what it was.
     """
     path = folder.documents(form)
+    for begun in folder.root.glob(f".documents.*{PARTIAL}"):  # nobody else writes in a locked folder
+        begun.unlink(missing_ok=True)
     if not path.exists():
         documents = read_documents(folder.set)
         write_chosen(
@@ -167,7 +169,28 @@ def _report(
         cost=dict(costs.stages),
         recipe=as_dict(recipe),
         environment=machine(torch.device("cpu")),
+        notes=tuple(_notes(choice)),
     )
+
+
+def _notes(choice: DocumentChoice) -> Iterator[str]:
+    """What a reader of the report must know of the choice."""
+    for target in choice.targets:
+        if target.effective < target.chosen:
+            yield (
+                f"{target.name}: the weights are worth {target.effective:,.1f} equally weighted documents, and "
+                f"{target.chosen:,} were taken: mostly those of the greatest weights, whatever the seed. A higher "
+                "temperature spreads the draw."
+            )
+        if (
+            target.kl_random is not None
+            and target.kl_chosen is not None
+            and target.kl_chosen > target.kl_random
+        ):
+            yield (
+                f"{target.name}: the choice is farther from the target than random documents are. It may be narrower "
+                "than the target: look at the documents below; a larger fraction or a higher temperature widens it."
+            )
 
 
 def _examples(choice: DocumentChoice, documents: DocumentSet, corpus: Corpus) -> Iterator[Example]:

@@ -23,7 +23,7 @@ from distill.files import write_atomically
 from distill.progress import NullProgress
 from distill.set_recipe import read_provenance, recipe_of_set
 from distill.store.reader import read_documents
-from distill.text import Corpus, would_be_read
+from distill.text import Corpus, digest, would_be_read
 from distill.text.data import TextConfig
 from distill.text.records import Record, read_records
 
@@ -85,21 +85,19 @@ def corpus_of(documents: DocumentSet, path: Path, overrides: Sequence[str], prog
     if not isinstance(config, TextConfig):
         raise DamagedDataError("the set holds documents, and its recipe names no text", where=str(path))
     corpus = config.open()
-    refuse_other_corpus(documents, corpus)
+    _refuse_absent(documents, corpus)
     return corpus
 
 
-def refuse_other_corpus(documents: DocumentSet, corpus: Corpus) -> None:
-    """Raise InputError where the files are not those that the set was chosen from, by their names and sizes."""
-    source = documents.provenance.get("source")
-    told = source.get("identity") if isinstance(source, dict) else None
+def _refuse_absent(documents: DocumentSet, corpus: Corpus) -> None:
+    """Raise InputError where a file that holds a document of the set is not there; others beside do not matter."""
     absent = sorted(set(documents.files) - {file.name for file in corpus.files})
-    if absent or told != corpus.identity:
+    if absent:
         raise InputError(
-            "these are not the files that the documents were chosen from",
+            "files that the documents were chosen from are not there",
             where="data.files",
-            found=f"no {absent[0]}" if absent else f"{len(corpus.files)} files of other names or sizes",
-            fix="name the files as they were: data.files=[...], no more and no fewer",
+            found=f"{len(corpus.files)} files, and no {absent[0]} among them",
+            fix="name all files as they were, data.files=[...]: their names are told from the folder that they share",
         )
 
 
@@ -135,15 +133,22 @@ def write_indices(documents: DocumentSet, out: Path) -> None:
 
 
 def _placed(documents: DocumentSet, corpus: Corpus) -> Iterator[Placed]:
-    """Every document, file by file in the order of the corpus, row by row."""
+    """Every document, file by file in the order of the corpus, row by row; refused where it is not what was chosen."""
     by_name = {file.name: file for file in corpus.files}
     order = np.lexsort((documents.row, documents.file))
     bounds = np.searchsorted(documents.file[order], np.arange(len(documents.files) + 1))
     for number in sorted(range(len(documents.files)), key=documents.files.__getitem__):
         own = order[bounds[number] : bounds[number + 1]]
         name, scores = documents.files[number], documents.selection.scores[own].tolist()
-        records = read_records(by_name[name], corpus.config, documents.row[own])
-        for record, score in zip(records, scores, strict=True):
+        file, digests = by_name[name], documents.digest[own].tolist()
+        records = read_records(file, corpus.config, documents.row[own])
+        for record, score, expected in zip(records, scores, digests, strict=True):
+            if digest(record.text) != expected:
+                raise InputError(
+                    "this is not the document that was chosen: the file has changed since",
+                    where=f"{file.path}, row {record.row + 1}",
+                    fix="name the files as they were, data.files=..., or choose again",
+                )
             yield Placed(record, name, score)
 
 

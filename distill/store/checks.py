@@ -35,7 +35,11 @@ def check_documents(documents: DocumentSet) -> None:
     _require(
         infinite == 0, "scores of documents are not finite", found=f"{infinite} of {count}", allowed="numbers"
     )
-    for name, array, dtype in (("file", documents.file, np.int32), ("row", documents.row, np.int64)):
+    for name, array, dtype in (
+        ("file", documents.file, np.int32),
+        ("row", documents.row, np.int64),
+        ("digest", documents.digest, np.uint64),
+    ):
         _require(
             array.dtype == dtype and array.shape == (count,),
             f"documents/{name} does not match the others",

@@ -64,6 +64,7 @@ ROWS = "selection/rows"
 DOCUMENT_FILES = "documents/files"
 DOCUMENT_FILE = "documents/file"
 DOCUMENT_ROW = "documents/row"
+DOCUMENT_DIGEST = "documents/digest"
 
 GROUPS = frozenset({LABELS, SOFT, "preprocessing", "selection", "documents"})
 
@@ -95,6 +96,7 @@ DOCUMENTS: Mapping[str, Spec] = {
     DOCUMENT_FILES: TEXT,
     DOCUMENT_FILE: Spec(("<i4",), 1),
     DOCUMENT_ROW: Spec(("<i8",), 1),
+    DOCUMENT_DIGEST: Spec(("<u8",), 1),
     INDICES: Spec(("<i8",), 1),
     WEIGHTS: Spec(("<f4",), 1),
     SCORES: Spec(("<f4",), 1),

@@ -105,6 +105,7 @@ class _Unpacking:
             files=self._names(fmt.DOCUMENT_FILES),
             file=self._array(fmt.DOCUMENT_FILE),
             row=self._array(fmt.DOCUMENT_ROW),
+            digest=self._array(fmt.DOCUMENT_DIGEST),
             provenance=self._facts(fmt.PROVENANCE),
         )
 

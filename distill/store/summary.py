@@ -166,12 +166,10 @@ def describe(summary: Mapping[str, Any]) -> str:
 
 def _document_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     documents = summary["documents"]
+    files = "1 file" if documents["files"] == 1 else f"{documents['files']:,} files"
     return [
         ("format", str(summary["format_version"])),
-        (
-            "documents",
-            f"{documents['count']:,} in {documents['files']:,} files; their texts are not in the set",
-        ),
+        ("documents", f"{documents['count']:,} in {files}; their texts are not in the set"),
         ("bytes", f"{summary['bytes']['total']:,}"),
         ("selection", _describe_choice(summary["selection"])),
         *_describe_targets(summary["selection"]["meta"].get("targets")),
@@ -196,7 +194,7 @@ def _describe_targets(targets: Any) -> list[tuple[str, str]]:
     return [
         (
             "target" if number == 0 else "",
-            f"{_short(target.get('name'))}: {_short(target.get('chosen'))} documents; KL divergence "
+            f"{_short(target.get('name'))}: {_short(target.get('chosen'))} chosen for it; KL divergence "
             f"{_short(target.get('kl_corpus'))} of the corpus, {_short(target.get('kl_chosen'))} of the choice; "
             f"effective size {_short(target.get('effective'))}",
         )

@@ -115,6 +115,7 @@ def _pack_documents(documents: DocumentSet) -> dict[str, np.ndarray]:
         fmt.DOCUMENT_FILES: _text(fmt.DOCUMENT_FILES, documents.files),
         fmt.DOCUMENT_FILE: documents.file,
         fmt.DOCUMENT_ROW: documents.row,
+        fmt.DOCUMENT_DIGEST: documents.digest,
         fmt.PROVENANCE: _text(fmt.PROVENANCE, documents.provenance),
         **_pack_selection(documents.selection),
     }

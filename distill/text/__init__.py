@@ -5,6 +5,7 @@ empty lines, and lines that cannot be read.
 """
 
 from distill.text.corpus import Corpus, CorpusConfig, Piece, find_files, would_be_read
+from distill.text.digests import digest
 from distill.text.documents import Block, Unreadable, read_blocks
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CorpusConfig",
     "Piece",
     "Unreadable",
+    "digest",
     "find_files",
     "read_blocks",
     "would_be_read",

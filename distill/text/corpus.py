@@ -26,6 +26,8 @@ from distill.training.config import Strict
 Format = Literal["jsonl", "parquet", "text"]
 Compression = Literal["gzip", "zstd"]
 
+_SAMPLE = 64 << 10  # bytes
+
 _COMPRESSED: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -65,6 +67,8 @@ class TextFile:
         compression: None for a plain one.
         size: bytes on disk.
         changed: time of its last change, in ns.
+        sample: sha256 (hex) of its first, middle and last 64 KiB: tells copies of other content apart, which have its
+            name, size and time.
     """
 
     path: Path
@@ -73,6 +77,7 @@ class TextFile:
     compression: Compression | None
     size: int
     changed: int
+    sample: str = ""
 
     def refuse_change(self) -> None:
         """Raise InputError where the file is not what it was when the corpus was opened."""
@@ -120,8 +125,8 @@ class Corpus:
 
     @property
     def identity(self) -> str:
-        """sha256 (hex) of names and sizes."""
-        told = "".join(f"{file.name}\0{file.size}\n" for file in self.files)
+        """sha256 (hex) of names, sizes and samples of the content."""
+        told = "".join(f"{file.name}\0{file.size}\0{file.sample}\n" for file in self.files)
         return sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
     def pieces(self, *, piece_bytes: int = 64 << 20) -> list[Piece]:
@@ -156,12 +161,17 @@ def would_be_read(path: Path, files: Sequence[str]) -> bool:
         path: of a file that may be absent.
         files: as of `CorpusConfig`.
     """
-    own = Path(os.path.abspath(path))  # noqa: PTH100 - `..` is taken away, and links are left, as in patterns
+    own = _absolute(path)
     for pattern in files:
         if Path(pattern).is_dir():
-            if _kind(own) is not None and Path(pattern).resolve() in own.resolve().parents:
+            folder, there = Path(pattern).resolve(), own.resolve()
+            if (
+                _kind(own) is not None
+                and folder in there.parents
+                and not _is_hidden(there.relative_to(folder))
+            ):
                 return True
-        elif _fits(own.parts, Path(os.path.abspath(pattern)).parts):  # noqa: PTH100
+        elif _fits(own.parts, _absolute(Path(pattern)).parts):
             return True
     return False
 
@@ -182,12 +192,17 @@ def _matching(pattern: str, where: str) -> list[Path]:
     """Absolute paths of the files that a path, a folder or a pattern means."""
     plain = Path(pattern)
     if plain.is_file():
-        return [plain.absolute()]
+        return [_absolute(plain)]
     if plain.is_dir():
-        found = [path for path in plain.absolute().rglob("*") if path.is_file() and _kind(path) is not None]
+        below = _absolute(plain)
+        found = [
+            path
+            for path in below.rglob("*")
+            if path.is_file() and _kind(path) is not None and not _is_hidden(path.relative_to(below))
+        ]
     else:
         matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
-        found = [path.absolute() for path in matches if path.is_file()]
+        found = [_absolute(path) for path in matches if path.is_file()]
     if not found:
         raise InputError(
             "no file of text is there",
@@ -199,12 +214,38 @@ def _matching(pattern: str, where: str) -> list[Path]:
     return found
 
 
+def _absolute(path: Path) -> Path:
+    """The path without `..`, wherever it is looked at from; links are left."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or a folder on its way begins with a dot, as those of editors and of git do."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _sample(path: Path, size: int) -> str:
+    """sha256 (hex) of the first, middle and last part of a file; of all of it where it is small."""
+    state = sha256()
+    with path.open("rb") as file:
+        for start in sorted({0, max(size // 2 - _SAMPLE // 2, 0), max(size - _SAMPLE, 0)}):
+            file.seek(start)
+            state.update(file.read(_SAMPLE))
+    return state.hexdigest()
+
+
 def _described(path: Path, name: str, where: str) -> TextFile:
     kind = _kind(path)
     if kind is None:
         raise InputError("no file of text that is known", where=where, found=str(path), allowed=_kinds())
-    facts = path.stat()
-    return TextFile(path, name, *kind, facts.st_size, facts.st_mtime_ns)
+    try:
+        facts = path.stat()
+        sample = _sample(path, facts.st_size)
+    except OSError as error:
+        raise InputError(
+            "a file cannot be read", where=where, found=f"{path}: {error.strerror}", fix="leave it out"
+        ) from error
+    return TextFile(path, name, *kind, facts.st_size, facts.st_mtime_ns, sample)
 
 
 def _kind(path: Path) -> tuple[Format, Compression | None] | None:

@@ -19,6 +19,7 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from unicodedata import unidata_version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,15 @@ from numpy.typing import NDArray
 from dataselect.ngrams import Documents, Hash, NGrams
 from distill.files import is_whole_zip, remove_stale_partials, write_bytes_atomically
 from distill.parallel import Pool
-from distill.text import Corpus, CorpusConfig, Piece, read_blocks
+from distill.text import Corpus, CorpusConfig, Piece, digest, read_blocks
 
 if TYPE_CHECKING:
     from distill.cache.text_passes import TextPasses
     from distill.contracts import Progress
 
 ABSENT = -1  # tokens of a row without a document
-_PRODUCER = 1  # another number where results of the same inputs would be other ones
+ROWS = 1 << 16  # whose scores are looked at together
+_PRODUCER = 2  # another number where results of the same inputs would be other ones
 
 Work = TypeVar("Work", "Counting", "Scoring", "Recounting")
 
@@ -78,19 +80,21 @@ class Scoring:
 
     Args:
         models: float64 (T, B).
+        models_sha256: of their bytes.
     """
 
     piece: Piece
     config: CorpusConfig
     features: Features
     models: NDArray[np.float64]
+    models_sha256: str
 
     kind = "scores"
 
     @property
     def identity(self) -> str:
         """sha256 (hex) of everything that decides the result."""
-        return _sha256(*_facts(self.piece, self.config), *astuple(self.features), self.models.tobytes())
+        return _sha256(*_facts(self.piece, self.config), *astuple(self.features), self.models_sha256)
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ def count_corpus(
     works = [Counting(piece, corpus.config, features) for piece in corpus.pieces()]
     paths = _done(works, count_piece, folder, pool, progress, f"count n-grams of {title}", passes)
     for work, path in zip(works, paths, strict=True):
-        yield work.piece, _counted(path)
+        yield work.piece, _counted(path, features.buckets)
 
 
 def score_corpus(
@@ -192,16 +196,32 @@ def score_corpus(
     pool: Pool,
     progress: Progress,
     passes: TextPasses | None = None,
-) -> Iterator[tuple[Piece, Scored]]:
-    """The scores of every piece, in their order, one after the other: memory is that of one.
+) -> Callable[[], Iterator[tuple[Piece, Scored]]]:
+    """Score every document; what is returned reads the scores, in order, as often as it is called.
+
+    It gives at most `ROWS` rows at once, so that memory is that of a piece's scores.
 
     Args, raises: as `count_corpus`; `models` float64 (T, B).
     """
-    works = [Scoring(piece, corpus.config, features, models) for piece in corpus.pieces()]
+    by = models_sha256(models)
+    works = [Scoring(piece, corpus.config, features, models, by) for piece in corpus.pieces()]
     paths = _done(works, score_piece, folder, pool, progress, "score documents", passes)
-    for work, path in zip(works, paths, strict=True):
-        with np.load(path, allow_pickle=False) as kept:
-            yield work.piece, Scored(kept["scores"], kept["tokens"])
+    pieces = [work.piece for work in works]
+
+    def read() -> Iterator[tuple[Piece, Scored]]:
+        for piece, path in zip(pieces, paths, strict=True):
+            with np.load(path, allow_pickle=False) as kept:
+                scores, tokens = kept["scores"], kept["tokens"]
+            for start in range(0, len(tokens), ROWS):
+                rows = slice(start, start + ROWS)
+                yield piece, Scored(scores[:, rows], tokens[rows])
+
+    return read
+
+
+def models_sha256(models: NDArray[np.float64]) -> str:
+    """sha256 (hex) of models, (T, B)."""
+    return hashlib.sha256(models.astype("<f8").tobytes()).hexdigest()
 
 
 def count_chosen(
@@ -211,8 +231,8 @@ def count_chosen(
     pool: Pool,
     progress: Progress,
     passes: TextPasses | None = None,
-) -> NDArray[np.int64]:
-    """N-grams of the documents chosen for each target: int64 (T, B).
+) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """N-grams of the documents chosen for each target, int64 (T, B), and the digests of all, in order: uint64 (n,).
 
     Args:
         works: pieces with a chosen document.
@@ -220,10 +240,12 @@ def count_chosen(
     """
     paths = _done(works, recount_piece, folder, pool, progress, "count n-grams of the choice", passes)
     total = np.zeros((works[0].count, works[0].features.buckets), dtype=np.int64)
+    digests = []
     for path in paths:
         with np.load(path, allow_pickle=False) as kept:
-            total += kept["counts"]
-    return total
+            total[kept["target"], kept["bucket"]] += kept["counts"]
+            digests.append(kept["digests"])
+    return total, np.concatenate(digests)
 
 
 def count_piece(work: Counting) -> bytes:
@@ -242,7 +264,8 @@ def count_piece(work: Counting) -> bytes:
         unreadable += len(block.unreadable)
     facts = np.array([rows, documents, unreadable, first], dtype=np.int64)
     told = np.frombuffer(why.encode("utf-8", "replace"), np.uint8)
-    return _packed(counts=counts, facts=facts, why=told)
+    bucket = np.flatnonzero(counts)  # a small file has few of them
+    return _packed(bucket=bucket, counts=counts[bucket], facts=facts, why=told)
 
 
 def score_piece(work: Scoring) -> bytes:
@@ -265,13 +288,17 @@ def recount_piece(work: Recounting) -> bytes:
     """Count the chosen documents of one piece, in a process of its own; the content of the piece's file."""
     features = work.features.open()
     counts = np.zeros((work.count, work.features.buckets), dtype=np.int64)
+    digests = np.zeros(len(work.rows), dtype=np.uint64)
     for block in read_blocks(work.piece, work.config, wanted=work.rows):
-        inside = (work.rows >= block.first) & (work.rows < block.first + len(block.texts))
-        places, targets = work.rows[inside] - block.first, work.targets[inside]
+        inside = np.flatnonzero((work.rows >= block.first) & (work.rows < block.first + len(block.texts)))
+        texts = [block.texts[place] or "" for place in (work.rows[inside] - block.first).tolist()]
+        digests[inside] = [digest(text) for text in texts]
+        targets = work.targets[inside]
         for target in np.unique(targets):
-            texts = [block.texts[place] for place in places[targets == target].tolist()]
-            features.count(Documents.of([text for text in texts if text is not None]), counts[target])
-    return _packed(counts=counts)
+            own = [texts[place] for place in np.flatnonzero(targets == target).tolist()]
+            features.count(Documents.of(own), counts[target])
+    target, bucket = np.nonzero(counts)
+    return _packed(target=target, bucket=bucket, counts=counts[target, bucket], digests=digests)
 
 
 def _done(
@@ -299,16 +326,7 @@ def _done(
                     passes.made(folder, missing[place], seconds=now - before)
                     before = now
                 task.advance()
-        _remove_others(folder, works[0].kind, paths)
     return paths
-
-
-def _remove_others(folder: Path, kind: str, paths: Sequence[Path]) -> None:
-    """Remove what pieces gave when their files were others."""
-    known = {path.name for path in paths}
-    for other in folder.glob(f"{kind}-*.npz"):
-        if other.name not in known:
-            other.unlink(missing_ok=True)
 
 
 def _packed(**arrays: NDArray[Any]) -> bytes:
@@ -317,17 +335,29 @@ def _packed(**arrays: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _counted(path: Path) -> Counted:
+def _counted(path: Path, buckets: int) -> Counted:
     with np.load(path, allow_pickle=False) as kept:
         rows, documents, unreadable, first = kept["facts"].tolist()
         why = kept["why"].tobytes().decode("utf-8")
-        return Counted(kept["counts"], rows, documents, unreadable, first, why)
+        counts = np.zeros(buckets, dtype=np.int64)
+        counts[kept["bucket"]] = kept["counts"]
+        return Counted(counts, rows, documents, unreadable, first, why)
 
 
 def _facts(piece: Piece, config: CorpusConfig) -> tuple[Any, ...]:
     file = piece.file
     read = (config.field, config.document, config.document_bytes)
-    return (_PRODUCER, file.name, file.size, file.changed, piece.start, piece.stop, *read)
+    return (
+        _PRODUCER,
+        unidata_version,
+        file.name,
+        file.size,
+        file.changed,
+        file.sample,
+        piece.start,
+        piece.stop,
+        *read,
+    )
 
 
 def _sha256(*parts: Any) -> str:

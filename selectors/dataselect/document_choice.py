@@ -3,6 +3,7 @@
 With s(x) a document's score for a target, L(x) its tokens and G(x) its n-grams:
 
     log w(x) = s(x), or with `by_length` s(x) mean(G) / G(x)    of documents with L(x) >= min_tokens; else -inf
+    flattened: log w(x) / temperature
     truncated: w(x) <= sqrt(m) mean(w)                          of the m that pass (Ionides, "Truncated Importance
                                                                 Sampling", JCGS 2008)
     kept: the k greatest of log w(x) + g(x), g Gumbel noise     or without noise the k greatest weights
@@ -44,6 +45,7 @@ class Rules:
         by_length: whether scores are means over n-grams.
         truncate: whether weights are.
         noise: whether documents are drawn; without, those of the greatest weights are taken.
+        temperature: by which log weights are divided.
     """
 
     n: int
@@ -51,6 +53,7 @@ class Rules:
     by_length: bool
     truncate: bool
     noise: bool
+    temperature: float = 1.0
 
 
 class Chosen(NamedTuple):
@@ -110,7 +113,7 @@ def choose(read: Reading, rules: Rules, counts: Sequence[int], *, seed: int, whe
 
 
 def draw_uniform(read: Reading, rules: Rules, count: int, *, seed: int, draw: int) -> NDArray[np.int64]:
-    """Random documents that pass the filter, for comparison: int64 (count,), distinct numbers, ascending.
+    """Random documents that pass the filter, for comparison: int64 (count,), distinct numbers, in random order.
 
     Args:
         read, rules, seed: as for `choose`.
@@ -123,7 +126,7 @@ def draw_uniform(read: Reading, rules: Rules, count: int, *, seed: int, draw: in
         keys = gumbel_noise(seed, piece.file.name, rows, draw=draw)
         keys[scored.tokens < max(rules.min_tokens, 0)] = -np.inf
         greatest.add(keys, np.arange(first, first + len(keys)))
-    return np.sort(greatest.rows)
+    return greatest.rows
 
 
 def _in_turn(best: Sequence[Greatest], counts: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -203,7 +206,7 @@ class _Whole:
             grams = ngrams_of(scored.tokens, rules.n)
             there = passes & (grams > 0)
             logs[:, there] *= self.grams / grams[there]
-        return np.minimum(logs, np.array(self.most)[:, None])
+        return np.minimum(logs / rules.temperature, np.array(self.most)[:, None])
 
 
 def ngrams_of(tokens: NDArray[np.int32], n: int) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +30,13 @@ from dataselect.corpus_passes import (
     Counted,
     Features,
     Recounting,
-    Scored,
     count_chosen,
     count_corpus,
+    models_sha256,
     score_corpus,
 )
 from dataselect.document_choice import Chosen, Reading, Rules, between, choose, draw_uniform, placed
-from dataselect.importance import Model, divergence, log_ratio, shares
+from dataselect.importance import divergence, log_ratio, shares
 from dataselect.ngrams import Hash
 from distill.contracts import (
     CorpusFacts,
@@ -50,8 +50,9 @@ from distill.contracts import (
 )
 from distill.errors import DamagedDataError, InputError
 from distill.text import Corpus, Piece
-from distill.training.config import NonNegative
+from distill.training.config import NonNegative, Positive
 
+_CONTROL = 1 << 32  # the draw of random documents, which is none of a target
 _SUM = 1e-6  # by which proportions may miss 1
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -68,7 +69,8 @@ class DSIR(DocumentSelector):
         buckets, by the `hash`: `fast`, or `sha256`, which is the reference package's and slower. Documents of fewer
         than `min_tokens` words are left out. `smoothing` is added to every count of a target. With `by_length` a
         document's log weight is a mean over its n-grams in place of their sum; with `truncate` no weight is greater
-        than the mean weight times the square root of the number of documents. `noise: false` keeps the documents of the
+        than the mean weight times the square root of the number of documents. Log weights are divided by `temperature`:
+        above 1 the draw is spread over more documents. `noise: false` keeps the documents of the
         greatest weights in place of a random draw. `proportions` are the shares of several targets in the choice, by
         default those of their n-grams.
         """
@@ -82,13 +84,14 @@ class DSIR(DocumentSelector):
         smoothing: NonNegative = 0.0
         by_length: bool = False
         truncate: bool = False
+        temperature: Positive = 1.0
         noise: bool = True
         proportions: Annotated[dict[str, Share], Field(min_length=1)] | None = None
 
         @model_validator(mode="after")
         def _one_budget(self) -> Self:
             if (self.count is None) == (self.fraction is None):
-                raise ValueError("give exactly one of count and fraction")
+                raise ValueError("give exactly one of count and fraction, and null for the other")
             return self
 
         @model_validator(mode="after")
@@ -111,6 +114,7 @@ class DSIR(DocumentSelector):
                 by_length=self.by_length,
                 truncate=self.truncate,
                 noise=self.noise,
+                temperature=self.temperature,
             )
 
         def budget(self, documents: int) -> int:
@@ -150,25 +154,24 @@ class DSIR(DocumentSelector):
         wanted = _shared(total, targets, config)
         read = _reading(ctx, config, np.stack([log_ratio(model, raw) for model in models.values()]))
         chosen = choose(read, config.rules, wanted, seed=ctx.seed, where=config.budget_option)
-        documents = _placed(chosen, read)
-        random = draw_uniform(read, config.rules, total, seed=ctx.seed, draw=len(models))
-        works = _to_recount(ctx.corpus, config, chosen, random, read, targets=len(models))
-        *recounted, control = count_chosen(
-            works, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress, passes=ctx.passes
+        numbers, takers = _with_controls(chosen, read, config, wanted, seed=ctx.seed)
+        found = _find(ctx.corpus, config, read, numbers, takers, groups=2 * len(targets))
+        recounted, digests = count_chosen(
+            found.works, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress, passes=ctx.passes
         )
         facts = tuple(
             TargetFacts(
                 name=name,
-                corpus=targets[name][1],
+                corpus=own,
                 chosen=wanted[number],
                 effective=chosen.effective[number],
-                kl_corpus=divergence(model, raw),
-                kl_chosen=_divergence(model, recounted[number]),
-                kl_random=_divergence(model, control),
+                kl_corpus=divergence(shares(seen), raw),
+                kl_chosen=_divergence(seen, recounted[number]),
+                kl_random=_divergence(seen, recounted[len(targets) + number]),
             )
-            for number, (name, model) in enumerate(models.items())
+            for number, (name, (seen, own)) in enumerate(targets.items())
         )
-        return DocumentChoice(documents, corpus, chosen.passed, facts)
+        return DocumentChoice(_as_set(chosen, found, digests), corpus, chosen.passed, facts)
 
 
 def _count(
@@ -204,7 +207,7 @@ def _count(
         raise InputError(
             f"the {title} holds no words",
             where=title.partition(" ")[0],
-            found=f"{documents} documents in {rows} rows of {len(corpus.files)} files",
+            found=f"documents: {documents}, rows: {rows}, files: {len(corpus.files)}",
             fix="look whether these are the files, and whether field names the text",
         )
     digest = hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest()
@@ -240,7 +243,7 @@ def _refuse_unreadable(
         where=_place(worst),
         found=f"{unreadable} of {unreadable + documents} rows",
         allowed=f"a share of at most {most:g}",
-        fix="name the text with field, mend the files, or raise bad_lines",
+        fix="name the text with field, mend the file or leave it out, or raise bad_lines",
     )
 
 
@@ -252,7 +255,9 @@ def _total(config: DSIR.Config, documents: int) -> int:
             f"{total} documents are asked for, and the corpus holds {documents}",
             where=config.budget_option,
             found=f"{config.fraction:g}" if config.count is None else str(total),
-            allowed=f"1 to {documents} documents",
+            allowed=f"1 to {documents} documents"
+            if config.count is not None
+            else f"at least {1 / max(documents, 1):.3g}, which is one document",
         )
     return total
 
@@ -271,30 +276,26 @@ def _shared(
     total: int, targets: Mapping[str, tuple[NDArray[np.int64], CorpusFacts]], config: DSIR.Config
 ) -> list[int]:
     """How many documents each target takes: its share, rounded down; the last one what remains."""
-    every = sum(facts.ngrams for _, facts in targets.values())
-    parts = {name: facts.ngrams / every for name, (_, facts) in targets.items()}
-    parts = config.proportions or parts
-    counts = [int(total * parts[name] + _SUM) for name in targets]
+    parts = config.proportions or {name: facts.ngrams for name, (_, facts) in targets.items()}
+    every = sum(parts.values())
+    counts: list[int] = []
+    for name in targets:
+        counts.append(min(int(total * parts[name] / every + _SUM), total - sum(counts)))
     return [*counts[:-1], total - sum(counts[:-1])]
 
 
 def _reading(ctx: DocumentContext, config: DSIR.Config, models: NDArray[np.float64]) -> Reading:
     """The scores of the corpus, as often as they are asked for; computed once."""
-    by = hashlib.sha256(models.astype("<f8").tobytes()).hexdigest()
-    folder = ctx.passes.place("ngram_scores", {**_parts(ctx.corpus, config), "models": by})
-
-    def read() -> Iterator[tuple[Piece, Scored]]:
-        return score_corpus(
-            ctx.corpus,
-            config.features,
-            models,
-            folder=folder,
-            pool=ctx.pool,
-            progress=ctx.progress,
-            passes=ctx.passes,
-        )
-
-    return read
+    parts = {**_parts(ctx.corpus, config), "models": models_sha256(models)}
+    return score_corpus(
+        ctx.corpus,
+        config.features,
+        models,
+        folder=ctx.passes.place("ngram_scores", parts),
+        pool=ctx.pool,
+        progress=ctx.progress,
+        passes=ctx.passes,
+    )
 
 
 def _parts(corpus: Corpus, config: DSIR.Config) -> dict[str, Any]:
@@ -310,49 +311,87 @@ def _parts(corpus: Corpus, config: DSIR.Config) -> dict[str, Any]:
     }
 
 
-def _divergence(model: Model, counts: NDArray[np.int64]) -> float | None:
-    """KL of a target from counted n-grams; None where there are none."""
-    return divergence(model, shares(counts)) if counts.any() else None
+def _divergence(target: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
+    """KL of counted n-grams, of the target as it is, without smoothing; None where the others are none."""
+    return divergence(shares(target), shares(other)) if other.any() else None
 
 
-def _placed(chosen: Chosen, read: Reading) -> DocumentSet:
-    """Where the chosen documents lie."""
-    file = np.empty(len(chosen.numbers), dtype=np.int32)
-    row = np.empty(len(chosen.numbers), dtype=np.int64)
-    names: dict[str, int] = {}
-    order = np.argsort(chosen.numbers)
-    ascending = chosen.numbers[order]
-    for piece, first, start, scored in placed(read):
-        here = order[between(ascending, first, len(scored.tokens))]
-        if len(here):
-            file[here] = names.setdefault(piece.file.name, len(names))
-            row[here] = start + chosen.numbers[here] - first
-    selection = Selection(
-        indices=chosen.numbers,
-        weights=np.ones(len(chosen.numbers), dtype=np.float32),
-        scores=chosen.scores.astype(np.float32),
-    )
-    return DocumentSet(selection, tuple(names), file, row)
+def _with_controls(
+    chosen: Chosen, read: Reading, config: DSIR.Config, counts: Sequence[int], *, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The chosen documents, and behind them for each target as many random ones: numbers, and for whom; int64 (2k,).
+
+    Those of target t stand for t, the random ones beside it for T + t. A small control is the beginning of a large one.
+    """
+    uniform = draw_uniform(read, config.rules, max(counts), seed=seed, draw=_CONTROL)
+    controls = [uniform[:count] for count in counts]
+    takers = np.repeat(np.arange(len(counts)), counts) + len(counts)
+    return np.concatenate([chosen.numbers, *controls]), np.concatenate([chosen.targets, takers])
 
 
-def _to_recount(
+class _Found(NamedTuple):
+    """Where documents lie.
+
+    Attributes:
+        names: of files.
+        file: int32 (n,), numbers in `names`.
+        row: int64 (n,), in the file.
+        works: to read them again, piece by piece, in ascending order of their numbers ...
+        order: ... which are those of documents `order`, int64 (n,).
+    """
+
+    names: tuple[str, ...]
+    file: NDArray[np.int32]
+    row: NDArray[np.int64]
+    works: list[Recounting]
+    order: NDArray[np.int64]
+
+
+def _find(
     corpus: Corpus,
     config: DSIR.Config,
-    chosen: Chosen,
-    random: NDArray[np.int64],
     read: Reading,
+    numbers: NDArray[np.int64],
+    takers: NDArray[np.int64],
     *,
-    targets: int,
-) -> list[Recounting]:
-    """The chosen documents of each target, and behind the last target the random ones, piece by piece."""
-    numbers = np.concatenate([chosen.numbers, random])
-    takers = np.concatenate([chosen.targets, np.full(len(random), targets, dtype=np.int64)])
+    groups: int,
+) -> _Found:
+    """Where the documents of these numbers lie, (n,), and work for those who read them again for `takers`, (n,)."""
+    file, row = np.empty(len(numbers), dtype=np.int32), np.empty(len(numbers), dtype=np.int64)
     order = np.argsort(numbers, kind="stable")
-    numbers, takers = numbers[order], takers[order]
-    works = []
-    for piece, first, _, scored in placed(read):
-        here = between(numbers, first, len(scored.tokens))
-        if here.start < here.stop:
-            rows = numbers[here] - first
-            works.append(Recounting(piece, corpus.config, config.features, rows, takers[here], targets + 1))
-    return works
+    ascending = numbers[order]
+    names: dict[str, int] = {}
+    parts: dict[Piece, tuple[int, slice]] = {}  # number of the first row, and where in `ascending`
+    piece_before, piece_first = None, 0
+    for piece, first, start, scored in placed(read):
+        if piece is not piece_before:
+            piece_before, piece_first = piece, first
+        here = between(ascending, first, len(scored.tokens))
+        if here.start == here.stop:
+            continue
+        file[order[here]] = names.setdefault(piece.file.name, len(names))
+        row[order[here]] = start + ascending[here] - first
+        begun = parts[piece][1].start if piece in parts else here.start
+        parts[piece] = piece_first, slice(begun, here.stop)
+    works = [
+        Recounting(
+            piece, corpus.config, config.features, ascending[part] - first, takers[order[part]], groups
+        )
+        for piece, (first, part) in parts.items()
+    ]
+    return _Found(tuple(names), file, row, works, order)
+
+
+def _as_set(chosen: Chosen, found: _Found, digests: NDArray[np.uint64]) -> DocumentSet:
+    """The chosen documents, which are the first that were found, and the files that hold them."""
+    count = len(chosen.numbers)
+    held, file = np.unique(found.file[:count], return_inverse=True)
+    own = np.empty(len(digests), dtype=np.uint64)
+    own[found.order] = digests
+    selection = Selection(
+        indices=chosen.numbers,
+        weights=np.ones(count, dtype=np.float32),
+        scores=chosen.scores.astype(np.float32),
+    )
+    names = tuple(found.names[number] for number in held.tolist())
+    return DocumentSet(selection, names, file.astype(np.int32), found.row[:count], own[:count])

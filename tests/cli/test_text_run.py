@@ -270,14 +270,18 @@ def test_a_fresh_run_takes_written_documents_away(
     assert listing(chosen_documents.parent) == OUTPUTS
 
 
+def reverse_lines(path: Path) -> None:
+    """Other documents at every row, and as many bytes."""
+    path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(keepends=True))))
+
+
 def test_a_corpus_that_changed_is_not_written_out(
     call: Call, text_recipe: Path, chosen_documents: Path, corpus: Path
 ) -> None:
-    with (corpus / "c.jsonl").open("ab") as file:
-        file.write(b'{"text": "more"}\n')
+    reverse_lines(corpus / "c.jsonl")
     result = call("run", text_recipe, "--out", "out", "--materialise", "jsonl")
     assert result.exit_code == 2
-    assert "not the files that the documents were chosen from" in result.stderr
+    assert "not the document that was chosen" in result.stderr and "c.jsonl, row" in result.stderr
     assert listing(chosen_documents.parent) == OUTPUTS, "the run itself stays"
 
 
@@ -318,25 +322,35 @@ def test_a_moved_set_asks_for_the_files_and_takes_them(
     assert call("export", moved, "--to", "indices", "--out", "indices").exit_code == 0, "no file is read"
 
 
-@pytest.mark.parametrize("change", ["gone", "more", "renamed", "longer", "fewer"])
+@pytest.mark.parametrize("change", ["gone", "renamed", "fewer", "other rows"])
 def test_other_files_are_refused(
     change: str, call: Call, chosen_documents: Path, corpus: Path, tmp_path: Path
 ) -> None:
     files: Any = str(corpus)
     if change == "gone":
         (corpus / "c.jsonl").unlink()
-    elif change == "more":
-        (corpus / "d.jsonl").write_text('{"text": "a"}\n')
     elif change == "renamed":
         (corpus / "c.jsonl").rename(corpus / "cc.jsonl")
-    elif change == "longer":
-        (corpus / "c.jsonl").write_bytes((corpus / "c.jsonl").read_bytes() + b"\n")
+    elif change == "other rows":
+        reverse_lines(corpus / "c.jsonl")
     else:
         files = f"[{corpus / 'a'}, {corpus / 'b'}]"
     result = call("export", chosen_documents, f"data.files={files}", "--to", "jsonl", "--out", "no")
     assert result.exit_code == 2, result.output
-    assert "not the files that the documents were chosen from" in result.stderr
+    told = "not the document that was chosen" if change == "other rows" else "are not there"
+    assert told in result.stderr
     assert not (tmp_path / "no").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_more_files_and_rows_beside_the_chosen_do_not_matter(
+    call: Call, chosen_documents: Path, corpus: Path, tmp_path: Path
+) -> None:
+    wanted = chosen_lines(read_documents(chosen_documents), corpus)
+    (corpus / "d.jsonl").write_text('{"text": "a"}\n')
+    with (corpus / "c.jsonl").open("ab") as file:
+        file.write(b'{"text": "more"}\n')
+    assert call("export", chosen_documents, "--to", "jsonl", "--out", "yes").exit_code == 0
+    assert (tmp_path / "yes").read_bytes().splitlines() == wanted
 
 
 def test_a_document_that_is_not_there_any_more_is_damage(

@@ -27,7 +27,7 @@ from distill.store.writer import write_documents
 from distill.text import Corpus, CorpusConfig, find_files
 
 # A configuration that keeps 12 documents of the corpus below.
-CASES: dict[str, Mapping[str, Any]] = {"dsir": {"count": 12, "min_tokens": 5, "buckets": 500}}
+CASES: dict[str, Mapping[str, Any]] = {"dsir": {"count": 12, "min_tokens": 5, "ngrams": 1, "buckets": 50}}
 
 WORDS = [f"w{number}" for number in range(60)]
 MakeContext = Callable[..., DocumentContext]

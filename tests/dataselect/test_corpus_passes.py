@@ -82,7 +82,7 @@ def test_pieces_together_are_the_whole(
     with LocalPool(workers) as pool:
         pieces = count(corpus, folder, pool)
         scored = list(
-            score_corpus(corpus, FEATURES, models, folder=folder, pool=pool, progress=NullProgress())
+            score_corpus(corpus, FEATURES, models, folder=folder, pool=pool, progress=NullProgress())()
         )
     assert len(pieces) == len(scored) > 3
     assert np.array_equal(sum(piece.counts for piece in pieces), wanted)
@@ -109,7 +109,9 @@ def test_what_is_done_is_not_done_again(corpus: Corpus, folder: Path) -> None:
     for scale, wanted in ((1.0, done), (1.0, 0), (2.0, done)):
         pool.asked = 0
         list(
-            score_corpus(corpus, FEATURES, scale * models, folder=folder, pool=pool, progress=NullProgress())
+            score_corpus(
+                corpus, FEATURES, scale * models, folder=folder, pool=pool, progress=NullProgress()
+            )()
         )
         assert pool.asked == wanted, "another model scores anew"
 

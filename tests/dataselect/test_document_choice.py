@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,17 @@ def test_ngrams_of_a_document(n: int) -> None:
         wanted = sum(max(0, tokens - i + 1) for i in range(1, n + 1))
         assert ngrams_of(np.array([tokens], dtype=np.int32), n).tolist() == [wanted]
     assert ngrams_of(np.array([-1], dtype=np.int32), n).tolist() == [0]
+
+
+def test_a_higher_temperature_spreads_the_draw(
+    corpus: tuple[NDArray[np.float64], NDArray[np.int32]],
+) -> None:
+    """Log weights are divided by it: those of the reading divided before give the same choice."""
+    scores, tokens = corpus
+    drawn = Rules(n=2, min_tokens=0, by_length=False, truncate=False, noise=True)
+    cold = choose(reading(scores, tokens, [60], 60), drawn, (8, 4), seed=1)
+    warm = choose(reading(scores, tokens, [60], 60), replace(drawn, temperature=30.0), (8, 4), seed=1)
+    plain = choose(reading(scores / 30, tokens, [60], 60), drawn, (8, 4), seed=1)
+    assert warm.numbers.tolist() == plain.numbers.tolist() != cold.numbers.tolist()
+    assert warm.scores == pytest.approx(plain.scores)
+    assert min(warm.effective) > 5 > 2 > min(cold.effective)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dataselect.dsir import DSIR
+from dataselect.dsir import DSIR, _shared
 from distill.cache.text_passes import TextPasses
-from distill.contracts import DocumentChoice, DocumentContext
+from distill.contracts import CorpusFacts, DocumentChoice, DocumentContext
 from distill.errors import DamagedDataError, InputError
 from distill.parallel.local import LocalPool
 from distill.progress import NullProgress
@@ -489,3 +489,43 @@ def test_a_row_of_parquet_is_called_a_row(choose: Choose, tmp_path: Path) -> Non
     found = choose(tmp_path / "data.parquet", target, count=2, min_tokens=0, noise=False)
     assert (found.corpus.rows, found.corpus.documents, found.corpus.unreadable) == (4, 2, 0)
     assert found.documents.row.tolist() == [3, 0]
+
+
+def test_random_documents_are_as_many_as_each_target_took(choose: Choose, tmp_path: Path) -> None:
+    """A target beside another is compared as it is alone, with the same number."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefgh"), 20)) for _ in range(300)]
+    data, one = write(tmp_path / "data.jsonl", texts), write(tmp_path / "one.jsonl", texts[:30])
+    two = write(tmp_path / "two.jsonl", texts[30:60])
+    options: dict[str, Any] = {"min_tokens": 0, "buckets": 1000}
+    alone = choose(data, {"one": one}, count=10, **options).targets[0]
+    shares = {"one": 0.1, "two": 0.9}
+    beside = choose(data, {"one": one, "two": two}, count=100, proportions=shares, **options).targets[0]
+    assert (alone.chosen, beside.chosen) == (10, 10)
+    assert alone.kl_random is not None and beside.kl_random is not None
+    assert beside.kl_chosen == alone.kl_chosen
+    assert beside.kl_random == alone.kl_random
+
+
+def test_divergences_are_those_of_the_target_as_it_is(choose: Choose, toy: Path) -> None:
+    """Smoothing changes weights, and not what is measured."""
+    data, target = toy / "toy_pile_data.jsonl", toy / "toy_target_data.jsonl"
+    found = [
+        choose(data, target, read=CONTENTS, count=20, smoothing=smoothing, **TOY).targets[0]
+        for smoothing in (0.0, 1.0)
+    ]
+    assert found[0].kl_corpus == found[1].kl_corpus == pytest.approx(2.984670, abs=1e-6)
+    assert found[0].kl_chosen != found[1].kl_chosen
+
+
+@pytest.mark.parametrize(
+    ("shares", "taken"),
+    [((1.0, 9e-7, 0.0), [5_000_000, 0, 0]), ((0.5, 0.5, 0.0), [2_500_000, 2_500_000, 0])],
+)
+def test_shares_are_never_below_nothing(shares: tuple[float, ...], taken: list[int]) -> None:
+    names = ("a", "b", "c")
+    config = DSIR.Config(count=5_000_000, proportions=dict(zip(names, shares, strict=True)))
+    nobody = (np.zeros(1, dtype=np.int64), CorpusFacts(1, 1, 1, 0, 1, ""))
+    counts = _shared(5_000_000, dict.fromkeys(names, nobody), config)
+    assert min(counts) >= 0 and sum(counts) == 5_000_000
+    assert counts == pytest.approx(taken, abs=5)

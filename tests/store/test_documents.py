@@ -38,6 +38,7 @@ def documents() -> DocumentSet:
         files=FILES,
         file=np.array([2, 0, 1, 0, 1], dtype=np.int32),
         row=np.array([1, 2, 3, 0, 1]),
+        digest=np.array([0, 1, 2**64 - 1, 7, 7], dtype=np.uint64),
         provenance={"seed": 3, "recipe": {"data": {"name": "text"}}, "code": None},
     )
 
@@ -53,6 +54,7 @@ def assert_same(a: DocumentSet, b: DocumentSet) -> None:
     for one, other in (
         (a.file, b.file),
         (a.row, b.row),
+        (a.digest, b.digest),
         *(
             (getattr(a.selection, name), getattr(b.selection, name))
             for name in ("indices", "weights", "scores")
@@ -91,6 +93,7 @@ def test_many_documents(documents: DocumentSet, tmp_path: Path) -> None:
         ),
         file=np.full(count, 2, dtype=np.int32),
         row=rng.permutation(count),
+        digest=rng.integers(0, 2**64, count, dtype=np.uint64),
     )
     write_documents(many, tmp_path / "many.h5")
     assert_same(read_documents(tmp_path / "many.h5"), many)
@@ -153,6 +156,7 @@ BROKEN: dict[str, tuple[Callable[[DocumentSet], DocumentSet], str]] = {
     ),
     "fewer rows": (lambda d: replace(d, row=np.array([1, 2, 3, 0])), "do not match|does not match"),
     "fewer files": (lambda d: replace(d, file=d.file[:4]), "documents/file does not match"),
+    "fewer digests": (lambda d: replace(d, digest=d.digest[:4]), "documents/digest does not match"),
     "fewer indices": (
         lambda d: with_selection(d, indices=np.array([9, 2, 7, 0])),
         "do not match the documents",
@@ -163,6 +167,7 @@ BROKEN: dict[str, tuple[Callable[[DocumentSet], DocumentSet], str]] = {
             FILES,
             np.empty(0, np.int32),
             np.empty(0, np.int64),
+            np.empty(0, np.uint64),
         ),
         "holds no document",
     ),

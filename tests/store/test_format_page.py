@@ -60,7 +60,12 @@ def test_example_reads_a_set_of_documents(tmp_path: Path, monkeypatch: pytest.Mo
         indices=np.array([7, 2]), weights=np.ones(2, np.float32), scores=np.array([1.5, -3], np.float32)
     )
     documents = DocumentSet(
-        selection, ("b.jsonl", "a.txt"), np.array([1, 0], np.int32), np.array([2, 5]), {"seed": 0}
+        selection,
+        ("b.jsonl", "a.txt"),
+        np.array([1, 0], np.int32),
+        np.array([2, 5]),
+        np.array([8, 9], np.uint64),
+        {"seed": 0},
     )
     write_documents(documents, tmp_path / "set.h5")
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -278,3 +279,41 @@ def test_which_places_a_corpus_would_take_for_its_own(
     found = find_files(CorpusConfig(files=[pattern]), where="data.files").files
     assert told == {file.path.resolve() for file in found}
     assert 0 < len(told) <= len(paths)
+
+
+def test_copies_of_other_content_are_other_corpora(tmp_path: Path) -> None:
+    """Same name, size and time of change, as in images of containers."""
+    identities = set()
+    for kind in ("one", "two"):
+        path = tmp_path / kind / "corpus.jsonl"
+        path.parent.mkdir()
+        path.write_bytes(b"".join(b'{"text": "%s %06d"}\n' % (kind.encode(), row) for row in range(20_000)))
+        os.utime(path, ns=(0, 0))
+        corpus = find_files(CorpusConfig(files=[str(path)]), where="data.files")
+        identities.add((corpus.identity, corpus.files[0].sample))
+        assert (corpus.files[0].name, corpus.files[0].changed) == ("corpus.jsonl", 0)
+    assert len(identities) == 2
+
+
+def test_names_do_not_hang_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a file that is named in two ways is one."""
+    for name in ("x/a.jsonl", "y/b.jsonl", "run/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    found = []
+    for place, up in (("run", ".."), ("run/deep", "../.."), (".", ".")):
+        monkeypatch.chdir(tmp_path / place)
+        files = [f"{up}/x", f"{tmp_path}/run/../x/a.jsonl", str(tmp_path / "y")]
+        corpus = find_files(CorpusConfig(files=files), where="data.files")
+        found.append((corpus.identity, [file.name for file in corpus.files]))
+    assert found == [(found[0][0], ["x/a.jsonl", "y/b.jsonl"])] * 3
+
+
+def test_hidden_files_of_a_folder_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "._a.jsonl", ".git/b.md", "c/.ipynb_checkpoints/c.jsonl", "c/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    corpus = find_files(CorpusConfig(files=[str(tmp_path)]), where="data.files")
+    assert [file.name for file in corpus.files] == ["a.jsonl", "c/d.txt"]
+    named = find_files(CorpusConfig(files=[str(tmp_path / "._a.jsonl")]), where="data.files")
+    assert len(named.files) == 1

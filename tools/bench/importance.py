@@ -241,11 +241,12 @@ def row(name: str, size: int, documents: int, seconds: dict[str, float], rate: f
 def measure_memory(made: Made, args: argparse.Namespace) -> None:
     files = sorted(made.corpus.iterdir())
     runs: dict[int, list[dict[str, Any]]] = {1: [], 4: []}
-    drawn_of = made.documents // 4  # the choice itself is no larger on the larger corpus
-    ours_alone(made, files[:1], drawn_of, args)  # compiles, where that was never done
+    ours_alone(
+        made, files[:1], made.documents // len(files) // 2, args
+    )  # compiles, where that was never done
     for _ in range(args.repeats):
         for times, own in ((1, files[: len(files) // 4]), (4, files)):
-            runs[times].append(ours_alone(made, own, drawn_of, args))
+            runs[times].append(ours_alone(made, own, made.documents * times // 4, args))
     print(f"hash: {args.hash}, {args.workers} workers, medians of {args.repeats}; greatest memory in MiB")
     print("corpus       MB  documents     main  workers            sum")
     totals = {}
