@@ -9,7 +9,10 @@ The k greatest keys are k draws without replacement with probabilities in propor
 left: dataselect/resampling.py. What differs from text is the density ratio: by a classifier in all features
 (dataselect/logistic_ratio.py), or by counts in buckets of the feature space, which take the place of n-grams
 (dataselect/bucket_ratio.py). Features are brought to mean 0 and variance 1 before. Log weights are rounded to 2^-20, so
-that twins tie; ties go to the lowest row.
+that samples with the same features tie, in whatever blocks they lie, wherever one function of the features weighs them
+both, and most whose features differ in their last bits; ties go to the lowest row. The classifiers of folds are many
+functions: twins in two folds are scored by two, and one may be taken and the other left. (Folds by what the features
+are would part twins as well whose last bits differ, as they do from batch to batch.)
 
 Students weigh what is drawn alike: drawing has spent the weights, and the k drawn are distributed as the target is, as
 far as the source has what it takes. Where k is not small beside the effective number of samples, (sum w)^2 / sum w^2,
@@ -198,7 +201,7 @@ def _by_counts(
 
 
 def _rounded(logs: Tensor) -> Logs:
-    """Multiples of 2^-20: twins in different blocks differ by less."""
+    """Multiples of 2^-20: the same features in different blocks differ by less."""
     return np.round(logs.cpu().numpy() * _STEPS) / _STEPS
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dataselect import standard_features
+from dataselect import importance_choice, logistic_ratio, standard_features
 from dataselect.importance_choice import Importance, draw, nearer
 from distill.contracts import Context, Selection, Source
 from distill.data.statistics import channel_statistics, split_of
@@ -105,6 +105,27 @@ def test_without_noise_the_greatest_are_taken_and_of_equal_ones_the_first() -> N
     logs = np.array([0.0, 2.0, 1.0, 2.0, 1.0])
     taken = draw(logs, np.array([50, 40, 30, 20, 10]), 4, seed=0, noise=False, truncate=False)
     assert taken.rows.tolist() == [1, 3, 2, 4]
+
+
+@pytest.mark.parametrize(("off", "least"), [(0.0, 1.0), (2**-23, 0.8)])
+@pytest.mark.parametrize("folds", [1, 4])
+def test_twins_of_one_fold_tie_and_others_are_alike(
+    folds: int, off: float, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in different blocks; those whose features differ in their last bits tie for the most part."""
+    monkeypatch.setattr(standard_features, "_ROWS", 37)
+    g = torch.Generator().manual_seed(0)
+    once, target = torch.randn(150, 8, generator=g), torch.randn(80, 8, generator=g) + 0.4
+    candidates = torch.cat([once, once * (1 + off)])
+    assert torch.equal(candidates[:150], candidates[150:]) == (off == 0)
+    standard_features.standardise(candidates, target)
+    options = Importance.Config(count=1, folds=folds)
+    logs = importance_choice._by_classifier(candidates, target, options, 7, lambda: None).logs
+    cut = logistic_ratio._cut(300, folds, 7, 0).numpy()
+    together, ties = cut[:150] == cut[150:], logs[:150] == logs[150:]
+    assert together.any() and ties[together].mean() >= least
+    assert not ties[~together].any(), "two classifiers"
+    assert np.median(np.abs(logs[:150] - logs[150:])) < 0.2 * logs.std()
 
 
 def test_no_weight_is_above_what_truncation_leaves() -> None:

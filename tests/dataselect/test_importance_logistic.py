@@ -8,8 +8,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from dataselect import calibration, standard_features
 from dataselect import logistic_ratio as module
-from dataselect import standard_features
 from dataselect.logistic_ratio import logistic_ratio
 from dataselect.standard_features import standardise
 from distill.errors import InputError
@@ -69,11 +69,13 @@ def test_each_fold_is_scored_by_what_learnt_from_the_others() -> None:
             held = part[folds == fold].double().numpy()
             plain[side][folds == fold] = slow.decision_function(held) - prior
     scores = np.concatenate(plain)[:, None]
+    shares = np.repeat([1 / 63, 25 / 26], [61, 24])  # Platt's targets: every sample on both sides
     slope = LogisticRegression(C=1e10, solver="newton-cholesky", tol=1e-13)
-    slope.fit(scores, np.repeat([0, 1], [61, 24]))
+    both = np.concatenate([shares, 1 - shares])
+    slope.fit(np.tile(scores, (2, 1)), np.repeat([1, 0], 85), sample_weight=both)
     assert found.scale == pytest.approx(slope.coef_[0, 0], rel=1e-4)
     for side, wanted in zip(found[:2], plain, strict=True):
-        calibrated = slope.decision_function(wanted[:, None]) - np.log(24 / 61)
+        calibrated = slope.decision_function(wanted[:, None]) - np.log(shares.sum() / (85 - shares.sum()))
         np.testing.assert_allclose(side.numpy(), calibrated, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
     losses = [np.logaddexp(0, found.candidates.numpy()).mean(), np.logaddexp(0, -found.target.numpy()).mean()]
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-12)
@@ -102,6 +104,21 @@ def test_regularisation_decides_how_well_samples_rank_and_little_else() -> None:
     assert max(spreads) < 1.1 * min(spreads)
     assert found[2].scale > 3 and found[0].scale == pytest.approx(1.0, abs=0.1)
     assert max(each.loss for each in found) < min(each.loss for each in found) + 0.01
+
+
+def test_a_target_that_is_told_apart_without_fail_has_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are what so many samples can tell, and not what the optimiser's tolerance lets them become."""
+    source, target = normal(400, 20, seed=20), normal(100, 20, seed=21, mean=8 / 20**0.5)
+    standardise(source, target)
+    found = []
+    for tolerance in (1e-6, 1e-10, 1e-12):
+        monkeypatch.setattr(calibration, "_EXACT", {"ftol": 0.0, "gtol": tolerance, "maxiter": 1000})
+        found.append(logistic_ratio(source, target, regularisation=0.3, folds=5, seed=0))
+    assert float(found[0].candidates.max()) < float(found[0].target.min()), "told apart without fail"
+    scales = [each.scale for each in found]
+    assert max(scales) < 1.001 * min(scales) < 2.0
+    weights = found[0].candidates.exp()
+    assert float(weights.sum().square() / weights.square().sum()) > 40, "no few samples have all the weight"
 
 
 def test_what_preconditions_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
