@@ -64,6 +64,7 @@ def read_blocks(
     for block in _every_block(piece, config, wanted):
         yield block
         if wanted is not None and (not len(wanted) or block.first + len(block.texts) > wanted[-1]):
+            piece.file.refuse_change()
             return
 
 

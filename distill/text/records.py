@@ -62,6 +62,7 @@ def read_records(file: TextFile, config: CorpusConfig, rows: NDArray[np.int64]) 
             yield Record(row, text, line if file.format == "jsonl" else _encoded({config.field: text}))
         first += len(lines)
         if not len(rows) or first > int(rows[-1]):
+            file.refuse_change()
             return
     if len(rows):
         raise _no_document(file, int(rows[-1]))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from distill.errors import DamagedDataError, InputError, UnsafeFileError
 from distill.text.corpus import Piece, TextFile
 
-_READ = 1 << 20  # bytes at once
+_READ = 1 << 20  # bytes at once, read and expanded
 _READ_ZSTD = 1 << 12
 _LARGEST_WINDOW = 1 << 27  # what zstd may need to look back, in bytes
 _EXPANSION = 1000  # times its size that a compressed file may become ...
 _EXPANSION_FROM = 1 << 30  # ... from so many bytes on
+_ROWS_FROM = 1 << 20  # rows that every compressed file may have; beyond it may have one a byte
+_MARK = b"\xef\xbb\xbf"  # of the order of bytes, which some write before UTF-8
 
 
 def lines_of(piece: Piece, *, longest: int) -> Iterator[list[bytes]]:
@@ -27,23 +29,29 @@ def lines_of(piece: Piece, *, longest: int) -> Iterator[list[bytes]]:
     Raises:
         InputError: a longer line, or the file has changed.
         DamagedDataError: the compressed file is broken.
-        UnsafeFileError: it becomes more than a thousand times as large as it is.
+        UnsafeFileError: it becomes more than a thousand times as large as it is, or has more rows than bytes.
     """
     piece.file.refuse_change()
-    rest, first = b"", True
-    row = 0
-    for chunk in _chunks(piece):
-        if first:
-            chunk, first = chunk.removeprefix(b"\xef\xbb\xbf") if piece.start == 0 else chunk, False
-        lines = (rest + chunk).split(b"\n")
+    held: list[bytes] = []  # of a line whose end is not there yet
+    length = row = 0
+    for number, chunk in enumerate(_chunks(piece)):
+        if number == 0 and piece.start == 0:
+            chunk = chunk.removeprefix(_MARK)
+        lines = chunk.split(b"\n")
+        if length + len(lines[0]) > longest or any(len(line) > longest for line in lines):
+            raise _too_long(piece, [length + len(lines[0]), *map(len, lines[1:])], row, longest)
         rest = lines.pop()
-        row += len(lines)
-        if len(rest) > longest or any(len(line) > longest for line in lines):
-            raise _too_long(piece, [*lines, rest], row - len(lines), longest)
         if lines:
+            # A long line comes in many chunks: joined once, at its end.
+            lines[0] = b"".join([*held, lines[0]])
+            held, length = [], 0
+            row += len(lines)
+            _refuse_rows(piece.file, row)
             yield [line.removesuffix(b"\r") for line in lines]
-    if rest:
-        yield [rest.removesuffix(b"\r")]
+        held.append(rest)
+        length += len(rest)
+    if length:
+        yield [b"".join(held).removesuffix(b"\r")]
     piece.file.refuse_change()
 
 
@@ -57,13 +65,13 @@ def whole(piece: Piece, *, longest: int) -> bytes:
     for chunk in _chunks(piece):
         found += chunk
         if len(found) > longest:
-            raise _too_long(piece, [bytes(found)], 0, longest)
+            raise _too_long(piece, [len(found)], 0, longest)
     piece.file.refuse_change()
-    return bytes(found.removeprefix(b"\xef\xbb\xbf"))
+    return bytes(found.removeprefix(_MARK))
 
 
-def _too_long(piece: Piece, lines: list[bytes], before: int, longest: int) -> InputError:
-    row = next(number for number, line in enumerate(lines) if len(line) > longest)
+def _too_long(piece: Piece, lengths: list[int], before: int, longest: int) -> InputError:
+    row = next(number for number, length in enumerate(lengths) if length > longest)
     told = f", line {before + row + 1}" if piece.start == 0 else ""
     return InputError(
         "a line is longer than a document may be",
@@ -73,12 +81,42 @@ def _too_long(piece: Piece, lines: list[bytes], before: int, longest: int) -> In
     )
 
 
+def _refuse_rows(file: TextFile, rows: int) -> None:
+    """Every row costs memory, even an empty one: a kilobyte of zstd can hold a thousand million of them."""
+    if file.compression is not None and rows > max(file.size, _ROWS_FROM):
+        raise UnsafeFileError(
+            "a compressed file has more rows than bytes",
+            where=str(file.path),
+            found=f"{rows} rows in {file.size} bytes, and more",
+            fix="leave the file out, or expand it yourself",
+        )
+
+
 def _chunks(piece: Piece) -> Iterator[bytes]:
+    """The bytes of the piece, `_READ` at once; the last chunk may have less."""
     with piece.file.path.open("rb") as file:
         if piece.file.compression is None:
-            yield from _plain(file, piece)
+            yield from _evenly(_plain(file, piece))
         else:
-            yield from _expanded(file, piece.file)
+            yield from _evenly(_expanded(file, piece.file))
+
+
+def _evenly(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, `_READ` at once: of crumbs a long line is slow to join, and a hundred megabytes to split need
+    many times their memory.
+    """
+    held = bytearray()
+    for chunk in chunks:
+        place = 0
+        while place < len(chunk):
+            part = memoryview(chunk)[place : place + _READ - len(held)]
+            held += part
+            place += len(part)
+            if len(held) == _READ:
+                yield bytes(held)
+                held.clear()
+    if held:
+        yield bytes(held)
 
 
 def _plain(file: BinaryIO, piece: Piece) -> Iterator[bytes]:
@@ -91,15 +129,23 @@ def _plain(file: BinaryIO, piece: Piece) -> Iterator[bytes]:
     if place:
         # A line that begins right here does so behind the end of another.
         file.seek(place - 1)
-        place += len(file.readline()) - 1
+        place += sum(map(len, _line(file))) - 1
     while place < piece.stop:
         chunk = file.read(min(_READ, piece.stop - place))
         if not chunk:
             return
         place += len(chunk)
-        if place == piece.stop and not chunk.endswith(b"\n"):
-            chunk += file.readline()
         yield chunk
+        if place == piece.stop and not chunk.endswith(b"\n"):
+            yield from _line(file)
+
+
+def _line(file: BinaryIO) -> Iterator[bytes]:
+    """The file up to the next end of a line, in parts: there may be none for gigabytes."""
+    while part := file.readline(_READ):
+        yield part
+        if part.endswith(b"\n"):
+            return
 
 
 def _expanded(file: BinaryIO, of: TextFile) -> Iterator[bytes]:

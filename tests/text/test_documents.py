@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -191,6 +192,25 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
         list(reading)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_file_that_changes_behind_the_last_wanted_row_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_READ", 40)
+    path = tmp_path / name
+    WRITERS[name](path)
+    found = corpus(tmp_path)
+    for piece in found.pieces():
+        reading = read_blocks(piece, found.config, wanted=np.array([0]))
+        next(reading)
+        stale = read_blocks(piece, found.config, wanted=np.array([0]))
+        next(stale)
+        path.write_bytes(path.read_bytes() + b" ")
+        with pytest.raises(InputError, match="has changed"):
+            next(reading)
+        stale.close()  # who ends early for reasons of their own is not told another
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "nothing", "other"])
 def test_a_damaged_file_is_told(name: str, damage: str, tmp_path: Path) -> None:
@@ -218,16 +238,105 @@ def test_a_damaged_file_is_told(name: str, damage: str, tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short lines without end, from a small file: in bounded memory, until it is out of all proportion."""
+    """Lines without end, from a small file: in bounded memory, until it is out of all proportion."""
     monkeypatch.setattr(streams, "_EXPANSION_FROM", 1 << 22)
     squeezed = zlib.compressobj(9, wbits=31)
-    bomb = b"".join(squeezed.compress(b"\n" * (1 << 20)) for _ in range(20)) + squeezed.flush()
+    bomb = b"".join(squeezed.compress((b"x" * 63 + b"\n") * (1 << 14)) for _ in range(20)) + squeezed.flush()
     (tmp_path / "a.txt.gz").write_bytes(bomb)
     monkeypatch.setattr(streams, "_EXPANSION", 100)
     found = corpus(tmp_path)
     with pytest.raises(UnsafeFileError, match="100 times"):
         for _ in read_blocks(found.pieces()[0], found.config):
             pass
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
+def test_ends_of_lines_out_of_nothing_are_refused(name: str, tmp_path: Path) -> None:
+    """Less than 100 KiB that would be 64 million rows: none of them in a list with more than a million others."""
+    ends = b"\n" * (1 << 26)
+    (tmp_path / name).write_bytes(
+        gzip.compress(ends) if name.endswith("gz") else zstandard.compress(ends, 19)
+    )
+    found = corpus(tmp_path)
+    blocks = []
+    with pytest.raises(UnsafeFileError, match="more rows than bytes") as caught:
+        for block in read_blocks(found.pieces()[0], found.config):
+            blocks.append(len(block.texts))
+    assert blocks == [1 << 20] and caught.value.where == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+def test_as_many_rows_as_bytes_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_ROWS_FROM", 3)
+    content = b"\n" * 10_000 if name == "a.txt" else b"a b\n" * 3
+    squeeze = {"txt": bytes, "gz": gzip.compress, "zst": zstandard.compress}[name.split(".")[-1]]
+    (tmp_path / name).write_bytes(squeeze(content))
+    assert len(rows(corpus(tmp_path))[name]) == content.count(b"\n"), "a plain file has a byte for every row"
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
+@pytest.mark.parametrize("form", ["crumbs", "one"])
+def test_what_is_expanded_is_split_in_even_parts(name: str, form: str, tmp_path: Path) -> None:
+    """Neither crumbs, of which a long line is slow to join, nor all at once."""
+    squeeze = gzip.compress if name.endswith("gz") else zstandard.compress
+    parts = [b"z" * 100 + b"\n"] * 12_000 if form == "crumbs" else [(b"z" * 100 + b"\n") * 100_000]
+    (tmp_path / name).write_bytes(b"".join(map(squeeze, parts)))
+    (piece,) = corpus(tmp_path).pieces()
+    sizes = [len(chunk) for chunk in streams._chunks(piece)]
+    assert set(sizes[:-1]) == {1 << 20} and sum(sizes) == sum(map(len, parts))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+def test_the_parts_of_a_long_line_are_joined_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is searched for an end of a line alone: what is split in all is the file, not its square."""
+    line = b"0123456789" * 10_000
+    content = line + b"\nshort\n" + line
+    squeeze = {"txt": bytes, "gz": gzip.compress, "zst": zstandard.compress}[name.split(".")[-1]]
+    (tmp_path / name).write_bytes(squeeze(content))
+    monkeypatch.setattr(streams, "_READ", 512)
+    (piece,) = corpus(tmp_path).pieces()
+    split: list[int] = []
+
+    class Watched(bytes):
+        def split(self, *args: Any) -> list[bytes]:  # type: ignore[override]
+            split.append(len(self))
+            return bytes(self).split(*args)
+
+        def removeprefix(self, prefix: Any) -> bytes:
+            return Watched(bytes(self).removeprefix(prefix))
+
+        def __radd__(self, other: bytes) -> bytes:
+            return Watched(other + bytes(self))
+
+    plain = streams._chunks
+    monkeypatch.setattr(streams, "_chunks", lambda piece: map(Watched, plain(piece)))
+    found = [each for block in streams.lines_of(piece, longest=1 << 20) for each in block]
+    assert found == [line, b"short", line]
+    assert sum(split) == len(content)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+@pytest.mark.parametrize("start", [0, 100])
+def test_a_line_without_end_is_refused_as_soon_as_it_is_too_long(
+    name: str, start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind the place where a file is cut: the rest of its last line is no more in memory than it may be."""
+    content = b"a\n" + b"b" * (1 << 20)
+    squeeze = {"txt": bytes, "gz": gzip.compress, "zst": zstandard.compress}[name.split(".")[-1]]
+    (tmp_path / name).write_bytes(squeeze(content))
+    monkeypatch.setattr(streams, "_READ", 100)
+    piece = corpus(tmp_path).pieces(piece_bytes=start or 1 << 26)[0]
+    read: list[int] = []
+    plain = streams._chunks
+    monkeypatch.setattr(
+        streams, "_chunks", lambda piece: (read.append(len(each)) or each for each in plain(piece))
+    )
+    with pytest.raises(InputError, match="longer than a document") as caught:
+        list(streams.lines_of(piece, longest=1000))
+    assert caught.value.where == f"{tmp_path / name}, line 2"
+    assert max(read) == 100 and sum(read) <= 1200
 
 
 @pytest.mark.parametrize(

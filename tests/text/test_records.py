@@ -144,6 +144,18 @@ def test_a_file_that_changed_is_refused(name: str, write: Callable[..., Corpus])
         records(found, [0])
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_changes_while_it_is_read_is_refused(name: str, write: Callable[..., Corpus]) -> None:
+    """Also where nothing behind the last of the rows is read."""
+    found = write(name)
+    path = found.files[0].path
+    reading = read_records(found.files[0], found.config, np.array([0]))
+    next(reading)
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(InputError, match="has changed"):
+        next(reading)
+
+
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join(LINES))[:-12])
     found = corpus(tmp_path / "a.jsonl.gz")
