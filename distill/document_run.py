@@ -176,7 +176,7 @@ def _report(
 def _notes(choice: DocumentChoice) -> Iterator[str]:
     """What a reader of the report must know of the choice."""
     for target in choice.targets:
-        if target.effective < target.chosen:
+        if target.effective < target.chosen / 10:
             yield (
                 f"{target.name}: the weights are worth {target.effective:,.1f} equally weighted documents, and "
                 f"{target.chosen:,} were taken: mostly those of the greatest weights, whatever the seed. A higher "
