@@ -36,7 +36,7 @@ class Block:
 
     Args:
         first: number of the first in the piece, from 0.
-        texts: one a row; None for an empty line, and for what cannot be read.
+        texts: one a row; None for a line or a text of nothing but blanks, and for what cannot be read.
         unreadable: which of them, and why.
     """
 
@@ -48,7 +48,7 @@ class Block:
 def read_blocks(
     piece: Piece, config: CorpusConfig, *, wanted: NDArray[np.int64] | None = None
 ) -> Iterator[Block]:
-    """All rows of a piece, in order, in blocks of about a megabyte.
+    """All rows of a piece, in order, in blocks of about a megabyte, or four of parquet.
 
     Args:
         piece: which.
@@ -60,6 +60,7 @@ def read_blocks(
         InputError: the file has changed, or a document is too long; a package that reads the file is not installed.
         DamagedDataError: the file is broken.
         UnsafeFileError: a compressed file becomes too large.
+        MemoryExhaustedError: a parquet file does not fit in memory.
     """
     for block in _every_block(piece, config, wanted):
         yield block
@@ -73,7 +74,7 @@ def _every_block(piece: Piece, config: CorpusConfig, wanted: NDArray[np.int64] |
     if piece.file.format == "parquet":
         from distill.text.parquet import read_rows
 
-        return _numbered(read_rows(piece, config.field, longest=longest))
+        return _numbered(map(_said, read_rows(piece, config.field, longest=longest)))
     if piece.file.format == "text" and config.document == "file":
         return _numbered(iter([texts_of([whole(piece, longest=longest)], piece.file, config)]))
     lines = lines_of(piece, longest=longest)
@@ -117,12 +118,21 @@ def texts_of(lines: list[bytes], file: TextFile, config: CorpusConfig) -> list[R
     return _parsed(lines, config.field)
 
 
+def document_of(text: str | None) -> str | None:
+    """A text, or None where it says nothing: blanks are no document, in whatever format they stand."""
+    return text if text and not text.isspace() else None
+
+
+def _said(texts: list[str | None]) -> list[Row]:
+    return [document_of(text) for text in texts]
+
+
 def _decoded(line: bytes) -> Row:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         return ValueError(f"is no UTF-8: {error.reason} at byte {error.start}")
-    return text if text and not text.isspace() else None
+    return document_of(text)
 
 
 def _parsed(lines: list[bytes], field: str) -> list[Row]:
@@ -156,7 +166,7 @@ def _text_of(value: Any, field: str) -> Row:
         return ValueError(f"is no JSON object, but {type(value).__name__}")
     text = value.get(field)
     if isinstance(text, str):
-        return text if text else None
+        return document_of(text)
     if field in value:
         return ValueError(f"holds no text in {field!r}, but {type(text).__name__}")
     there = ", ".join(map(repr, list(value)[:_FIELDS_TOLD]))

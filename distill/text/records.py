@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from distill.errors import DamagedDataError
 from distill.text.corpus import CorpusConfig, TextFile, whole_file
-from distill.text.documents import texts_of
+from distill.text.documents import document_of, texts_of
 from distill.text.streams import lines_of, whole
 
 
@@ -41,7 +42,7 @@ def read_records(file: TextFile, config: CorpusConfig, rows: NDArray[np.int64]) 
 
     Raises:
         DamagedDataError: a row holds no document.
-        InputError, DamagedDataError, UnsafeFileError: as `read_blocks`.
+        InputError, DamagedDataError, UnsafeFileError, MemoryExhaustedError: as `read_blocks`.
     """
     file.refuse_change()
     if file.format == "parquet":
@@ -74,7 +75,7 @@ def _of_parquet(file: TextFile, config: CorpusConfig, rows: NDArray[np.int64]) -
     found = 0
     for row, record in read(whole_file(file), rows):
         text = record.get(config.field)
-        if not isinstance(text, str) or not text:
+        if not isinstance(text, str) or document_of(text) is None:
             raise _no_document(file, row)
         found += 1
         yield Record(row, text, _encoded(record))
@@ -83,8 +84,23 @@ def _of_parquet(file: TextFile, config: CorpusConfig, rows: NDArray[np.int64]) -
 
 
 def _encoded(record: dict[str, Any]) -> bytes:
-    """A record as JSON; what JSON does not know, such as dates, as text."""
-    return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    """A record as JSON that every reader takes."""
+    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False, default=str).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows: bytes become base64, NaN and infinities null; what is left, such as dates, becomes text."""
+    if isinstance(value, bytes):
+        return b64encode(value).decode("ascii")
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _no_document(file: TextFile, row: int) -> DamagedDataError:

@@ -14,8 +14,16 @@ import numpy as np
 import pytest
 import zstandard
 
-from distill.errors import DamagedDataError, DistillError, InputError, UnsafeFileError
+from distill.errors import (
+    DamagedDataError,
+    DistillError,
+    InputError,
+    MemoryExhaustedError,
+    UnsafeFileError,
+)  # fmt: skip
 from distill.text import Corpus, CorpusConfig, find_files, read_blocks, streams, would_be_read
+from distill.text import parquet as parquet_files
+from distill.text.records import read_records
 
 TEXTS = [
     "one",
@@ -353,6 +361,182 @@ def test_files_that_are_not_there_are_refused(files: list[str], message: str, tm
     with pytest.raises(InputError, match=message) as caught:
         find_files(CorpusConfig(files=[str(tmp_path / each) for each in files]), where="target.files")
     assert caught.value.where == "target.files"
+
+
+def repeated(path: Path, text: str, count: int) -> None:
+    """A file with one value, which `count` rows repeat."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), [text])
+    options = {"store_schema": False, "dictionary_pagesize_limit": 1 << 30, "compression": "zstd"}
+    write_table(pyarrow.table({"text": column}), path, **options)
+
+
+def test_a_value_that_many_rows_repeat_is_in_memory_once(tmp_path: Path) -> None:
+    """Two kilobytes that would be 80 GB: neither a list nor its texts together grow."""
+    import pyarrow
+
+    repeated(tmp_path / "a.parquet", "a b " * (1 << 21), 10_000)
+    assert (tmp_path / "a.parquet").stat().st_size < 4000
+    found = corpus(tmp_path)
+    reading = read_blocks(found.pieces()[0], found.config)
+    before = pyarrow.total_allocated_bytes()
+    for number in range(5):
+        block = next(reading)
+        assert block.first == number and len(block.texts) == 1 and len(block.texts[0] or "") == 1 << 23
+        assert pyarrow.total_allocated_bytes() - before < 300 << 20
+    reading.close()
+
+
+def test_a_value_that_is_too_long_is_refused_before_a_row_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeated(tmp_path / "a.parquet", "\u00e9" * 1000, 10)
+    at_most = corpus(tmp_path, document_bytes=2000)
+    assert rows(at_most) == {"a.parquet": ["\u00e9" * 1000] * 10}
+    monkeypatch.setattr(parquet_files, "_texts", None)
+    found = corpus(tmp_path, document_bytes=1999)
+    with pytest.raises(InputError, match="too long") as caught:
+        list(read_blocks(found.pieces()[0], found.config))
+    assert (caught.value.found, caught.value.allowed) == ("2000 bytes", "at most 1999"), "bytes, not letters"
+
+
+@pytest.mark.parametrize("most", [1, 10, 100, 4 << 20])
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("length", [0, 500])
+def test_rows_of_parquet_are_those_of_the_table(
+    most: int, dictionary: bool, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many bytes a block may have; long rows stand alone, short ones fill it."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    rng = np.random.default_rng(most)
+    words = ["a", "d\u00e9j\u00e0", None, "", " \n", "x" * 50, "\u65e5" * 40]
+    texts = [words[place] for place in rng.integers(0, len(words), length)]
+    write_table(pyarrow.table({"text": texts}, pyarrow.schema([("text", pyarrow.string())])),
+                tmp_path / "a.parquet", row_group_size=100, use_dictionary=dictionary)  # fmt: skip
+    monkeypatch.setattr(parquet_files, "_BYTES", most)
+    found = corpus(tmp_path)
+    blocks = [block.texts for piece in found.pieces() for block in read_blocks(piece, found.config)]
+    assert [text for block in blocks for text in block] == [
+        text if text and text.strip() else None for text in texts
+    ]
+    sizes = [sum(len(text.encode()) for text in block if text) for block in blocks]
+    assert all(size <= most or sum(map(bool, block)) == 1 for size, block in zip(sizes, blocks, strict=True))
+
+
+def test_dictionaries_may_have_nulls_and_no_values_at_all() -> None:
+    import pyarrow
+
+    def blocks(indices: list[int | None], values: list[str | None]) -> list[list[str | None]]:
+        column = pyarrow.DictionaryArray.from_arrays(
+            pyarrow.array(indices, pyarrow.int8()), pyarrow.array(values, pyarrow.string()), safe=False
+        )
+        return list(parquet_files._blocks(column, Path("a"), 3))
+
+    assert blocks([1, None, 0, 2, 1], ["a", None, "bcd", "never used"]) == [[None, None, "a", "bcd", None]]
+    assert blocks([None, None], []) == [[None, None]]
+    assert blocks([], []) == []
+    for wrong in ([0], [-1, None]):
+        with pytest.raises(pyarrow.ArrowIndexError):
+            blocks([*wrong], [])
+    with pytest.raises(pyarrow.ArrowIndexError):
+        blocks([0, 2], ["a", "b"])
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_categories_are_text(large: bool, tmp_path: Path) -> None:
+    """As pandas writes them."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    kind = pyarrow.large_string() if large else pyarrow.string()
+    column = pyarrow.array(["a", None, "b", "a"], kind).dictionary_encode()
+    write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert rows(corpus(tmp_path)) == {"a.parquet": ["a", None, "b", "a"]}
+
+
+def test_categories_of_something_else_are_no_text(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    write_table(
+        pyarrow.table({"text": pyarrow.array([b"a", b"b"]).dictionary_encode()}), tmp_path / "a.parquet"
+    )
+    found = corpus(tmp_path)
+    with pytest.raises(InputError, match="no such column of text"):
+        list(read_blocks(found.pieces()[0], found.config))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.txt"])
+def test_blanks_are_no_document_in_any_format(name: str, tmp_path: Path) -> None:
+    texts = ["a", " ", "\t \u3000", "", " b "]
+    if name == "a.parquet":
+        parquet(tmp_path / name, texts)
+    else:
+        (tmp_path / name).write_bytes(lines(texts) if "json" in name else "\n".join(texts).encode())
+    assert rows(corpus(tmp_path)) == {name: ["a", None, None, None, " b "]}
+
+
+def test_batches_of_parquet_are_as_the_bytes_of_a_row(tmp_path: Path) -> None:
+    from pyarrow.parquet import ParquetFile
+
+    def batch(texts: list[str]) -> int:
+        parquet(tmp_path / "a.parquet", texts, use_dictionary=False)
+        return parquet_files._batch_rows(ParquetFile(tmp_path / "a.parquet", read_dictionary=["text"]), 0)
+
+    assert batch(["x", "y"]) > 100
+    assert batch(["x" * 100_000, "y" * 100_000]) == 41
+    assert batch(["x" * (5 << 20), "y" * (5 << 20)]) == 1
+    repeated(tmp_path / "a.parquet", "x" * (1 << 20), 10_000)
+    assert parquet_files._batch_rows(ParquetFile(tmp_path / "a.parquet", read_dictionary=["text"]), 0) == 64
+
+
+@pytest.mark.parametrize("compression", ["snappy", "none"])
+def test_parquet_with_any_bytes_wrong_is_damaged_or_read(compression: str, tmp_path: Path) -> None:
+    """No error of Arrow's own: of strangers' files it raises many kinds."""
+    path = tmp_path / "a.parquet"
+    parquet(path, [f"doc {number}" for number in range(6)] * 2, compression=compression)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(300):
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[rng.integers(0, len(content), rng.choice([1, 4]))] = rng.integers(0, 256)
+        path.write_bytes(content.tobytes())
+        try:
+            found = corpus(tmp_path)
+            for piece in found.pieces():
+                list(read_blocks(piece, found.config))
+            list(read_records(found.files[0], found.config, np.arange(12)))
+        except DistillError:
+            told += 1
+    assert told > 100
+
+
+@pytest.mark.parametrize(
+    "kind", ["ArrowInvalid", "ArrowIndexError", "ArrowTypeError", "ArrowNotImplementedError"]
+)
+def test_every_error_of_arrow_is_damage(kind: str) -> None:
+    import pyarrow
+
+    with (
+        pytest.raises(DamagedDataError, match="parquet file is damaged"),
+        parquet_files._errors_told(Path("a")),
+    ):
+        raise getattr(pyarrow, kind)("so")
+
+
+def test_memory_that_arrow_lacks_is_told() -> None:
+    import pyarrow
+
+    with pytest.raises(MemoryExhaustedError) as caught, parquet_files._errors_told(Path("a")):
+        raise pyarrow.ArrowMemoryError("malloc of size 7 failed")
+    assert caught.value.where == "a" and "row groups" in str(caught.value.fix)
+    with pytest.raises(ZeroDivisionError), parquet_files._errors_told(Path("a")):
+        raise ZeroDivisionError("our own defects are nobody's damage")
 
 
 def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import zstandard
 
 from distill.errors import DamagedDataError, DistillError, InputError
 from distill.text import Corpus, CorpusConfig, find_files, read_blocks, streams
+from distill.text import parquet as parquet_files
 from distill.text.records import Record, read_records
 
 TEXTS = ["one", "", "zwei\tdrei", "d\u00e9j\u00e0 \u65e5\u672c", "x" * 3000, 'a "quoted" one', "last"]
@@ -124,8 +126,82 @@ def test_columns_that_json_does_not_know_become_text(tmp_path: Path) -> None:
     columns = {"text": ["a", "größer"], "day": [day, None], "raw": [b"\xff", b""], "list": [[1, 2], None]}
     parquet(tmp_path / "a.parquet", columns)
     first, second = (json.loads(each.line) for each in records(corpus(tmp_path / "a.parquet"), [0, 1]))
-    assert first == {"text": "a", "day": "2020-02-03", "raw": r"b'\xff'", "list": [1, 2]}
-    assert second == {"text": "größer", "day": None, "raw": "b''", "list": None}
+    assert first == {"text": "a", "day": "2020-02-03", "raw": "/w==", "list": [1, 2]}
+    assert second == {"text": "größer", "day": None, "raw": "", "list": None}
+
+
+def test_records_of_parquet_are_json_that_every_reader_takes(tmp_path: Path) -> None:
+    """NaN and infinities are none; bytes have no letters, wherever they stand."""
+    import pyarrow
+
+    columns = {
+        "text": ["a"],
+        "x": [float("nan")],
+        "half": pyarrow.array(np.array([np.inf], np.float16)),
+        "nested": [[{"x": float("-inf"), "y": 0.5, "raw": b"\xff"}]],
+        "map": pyarrow.array([[("k", float("nan"))]], pyarrow.map_(pyarrow.string(), pyarrow.float64())),
+    }
+    parquet(tmp_path / "a.parquet", columns)
+    (record,) = records(corpus(tmp_path / "a.parquet"), [0])
+    assert orjson.loads(record.line) == {
+        "text": "a", "x": None, "half": None, "nested": [{"x": None, "y": 0.5, "raw": "/w=="}], "map": [["k", None]],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_blanks_are_no_document(name: str, tmp_path: Path) -> None:
+    if name == "a.parquet":
+        parquet(tmp_path / name, {"text": ["a", " \t"]})
+    else:
+        (tmp_path / name).write_text('{"text": "a"}\n{"text": " \\t"}\n')
+    with pytest.raises(DamagedDataError, match="is not there"):
+        records(corpus(tmp_path / name), [1])
+
+
+@pytest.mark.parametrize("most", [1, 1000, 4 << 20])
+def test_records_of_parquet_are_those_of_the_table(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few rows a batch has: columns of every kind, with and without dictionaries."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    count = 300
+    rng = np.random.default_rng(0)
+    texts = [f"text {number % 7}" for number in range(count)]
+    table = pyarrow.table({
+        "text": pyarrow.array(texts, pyarrow.large_string()),
+        "raw": [None if number % 5 == 0 else f"{number % 11}" for number in range(count)],
+        "kind": pyarrow.array([f"{number % 3}" for number in range(count)]).dictionary_encode(),
+        "number": rng.integers(0, 9, count),
+        "list": [[f"{number % 2}"] * (number % 4) for number in range(count)],
+    })  # fmt: skip
+    write_table(table, tmp_path / "a.parquet", row_group_size=70)
+    monkeypatch.setattr(parquet_files, "_BYTES", most)
+    found = corpus(tmp_path / "a.parquet")
+    every = table.to_pylist()
+    for rows in ([0], [69, 70, 299], [5, 6, 150], list(range(count))):
+        assert [json.loads(each.line) for each in records(found, rows)] == [every[row] for row in rows]
+
+
+def test_only_wanted_rows_of_wide_tables_are_made(tmp_path: Path) -> None:
+    """A picture that all rows repeat, 400 MB if each had its own: a batch is small."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    rng = np.random.default_rng(0)
+    table = pyarrow.table({
+        "text": [f"d {number}" for number in range(2000)],
+        "same": pyarrow.array([rng.bytes(200_000)] * 2000, pyarrow.binary()),
+    })  # fmt: skip
+    write_table(table, tmp_path / "a.parquet")
+    del table
+    found = corpus(tmp_path / "a.parquet")
+    allocated = pyarrow.total_allocated_bytes()
+    reading = read_records(found.files[0], found.config, np.array([5, 1500]))
+    for row in (5, 1500):
+        assert next(reading).row == row
+        assert pyarrow.total_allocated_bytes() - allocated < 200 << 20
 
 
 def test_half_a_pair_of_surrogates_stays(tmp_path: Path) -> None:
