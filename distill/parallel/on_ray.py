@@ -75,7 +75,9 @@ class RayPool:
 
 
 def _knock(address: str, own_host: Callable[[], str]) -> None:
-    """Raise OSError where nothing listens at HOST:PORT, or ValueError where nothing can: Ray would go on trying for minutes, without a word.
+    """Raise OSError where nothing listens at HOST:PORT, or ValueError where nothing can.
+
+    Ray would go on trying for minutes, without a word.
 
     Args:
         address: what else it may be, a name or a URL, Ray reads by itself.
