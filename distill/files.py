@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 import time
 import uuid
 import zipfile
@@ -16,6 +17,7 @@ from distill.errors import InputError
 
 PARTIAL = ".partial"
 _STALE_SECONDS = 3600.0
+_ZIP_END = struct.Struct("<4s6sH10s")  # signature, disks, members, sizes and places
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -57,10 +59,20 @@ def remove_stale_partials(folder: Path) -> None:
 
 
 def is_whole_zip(path: Path) -> bool:
-    """Whether a zip file, such as an npz, is there and has the checksums that it holds."""
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as held:
-        return held.testzip() is None
+    """Whether an npz, or another zip file without a comment, has all its members, with the checksums that it holds."""
+    # A wrong bit in its headers may ask for a password, a compression that there is none of, a later version, a member
+    # beyond the end...: zipfile says so by errors of many kinds.
+    with suppress(Exception), zipfile.ZipFile(path) as held:
+        return len(held.namelist()) == _members(path) and held.testzip() is None
     return False
+
+
+def _members(path: Path) -> int:
+    """How many the end of a zip file says that there are; a wrong length in its directory hides some from zipfile."""
+    with path.open("rb") as file:
+        file.seek(-_ZIP_END.size, os.SEEK_END)
+        signature, _, count, _ = _ZIP_END.unpack(file.read(_ZIP_END.size))
+    return int(count) if signature == b"PK\x05\x06" else -1
 
 
 def sync(path: Path) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from distill.errors import InputError
 from distill.files import (
     PARTIAL,
     disk_errors,
+    is_whole_zip,
     remove_stale_partials,
     sync,
     write_atomically,
@@ -130,3 +136,67 @@ def test_old_leftovers_alone_are_removed(target: Path) -> None:
     left = {path.name for path in folder.iterdir()}
     assert left == {"set.h5", ".set.h5.2.partial", "kept.partial", ".hidden"}
     remove_stale_partials(folder / "absent")
+
+
+ARRAYS = {"scores": np.random.default_rng(0).random((1, 50)), "tokens": np.arange(50, dtype=np.int32)}
+
+
+def packed(save: Callable[..., None], **arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def holds_arrays(path: Path) -> bool:
+    with np.load(path, allow_pickle=False) as held:
+        return set(held) == set(ARRAYS) and all(np.array_equal(held[name], ARRAYS[name]) for name in ARRAYS)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_whole_zip_is_known(save: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / "kept.npz"
+    assert not is_whole_zip(path)
+    content = packed(save, **ARRAYS)
+    path.write_bytes(content)
+    assert is_whole_zip(path)
+    for length in (0, 1, 30, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert not is_whole_zip(path)
+    assert not is_whole_zip(tmp_path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("flips", [1, 3])
+def test_a_zip_with_wrong_bits_is_not_whole_or_holds_what_it_held(
+    flips: int, save: Callable[..., None], tmp_path: Path
+) -> None:
+    """Every other time in the headers, where zipfile raises errors of many kinds; dates and the like may be wrong."""
+    path, content, rng = tmp_path / "kept.npz", packed(save, **ARRAYS), random.Random(0)
+    directory = content.index(b"PK\x01\x02")
+    broken = 0
+    for number in range(3000):
+        wrong = bytearray(content)
+        for _ in range(flips):
+            place = rng.randrange(directory if number % 2 else 0, len(wrong))
+            wrong[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(wrong)
+        if is_whole_zip(path):
+            assert wrong == content or holds_arrays(path)
+        else:
+            broken += 1
+    assert 1000 < broken < 3000, "some were broken, and some not where it matters"
+
+
+def test_a_zip_whose_directory_lost_members_is_not_whole(tmp_path: Path) -> None:
+    """One wrong bit: a directory of no length, and a comment that takes the member behind it."""
+    path, content = tmp_path / "kept.npz", bytearray(packed(np.savez, fourteen_chars=np.arange(9)))
+    assert content[-10] == 64, "the length of a directory of one member, of a name of 18 letters"
+    path.write_bytes(content)
+    assert is_whole_zip(path)
+    content[-10] = 0
+    path.write_bytes(content)
+    assert not is_whole_zip(path)
+    content = bytearray(packed(np.savez, **ARRAYS))
+    content[content.index(b"PK\x01\x02") + 33] = 1  # the first member's comment: 256 bytes
+    path.write_bytes(content)
+    assert not is_whole_zip(path)

@@ -5,10 +5,14 @@ distill must be installed on its nodes, and files must be found under the same p
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 from distill.errors import DistillError, InputError
+
+_KNOCK_SECONDS = 5.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,15 +31,16 @@ class RayPool:
 
     def __enter__(self) -> Self:
         if self._begun:
+            address = os.environ.get("RAY_ADDRESS", "")
             try:
+                _knock(address, self._ray.util.get_node_ip_address)
                 self._ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-            except ConnectionError as error:
-                raise InputError(
-                    "there is no Ray cluster",
-                    where="engine",
-                    found=str(error).split("\n")[0],
-                    fix="start one with `ray start --head`, name it by RAY_ADDRESS, or set engine: local",
-                ) from error
+            except (
+                OSError,
+                ValueError,
+                RuntimeError,
+            ) as error:  # addresses that Ray cannot read are ValueErrors
+                raise _no_cluster(address, error) from error
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -67,6 +72,42 @@ class RayPool:
     def take_worker_peak(self) -> int:
         """See `distill.parallel.Pool`."""
         return 0
+
+
+def _knock(address: str, own_host: Callable[[], str]) -> None:
+    """Raise OSError where nothing listens at HOST:PORT, or ValueError where nothing can.
+
+    Ray would go on trying for minutes, without a word.
+
+    Args:
+        address: what else it may be, a name or a URL, Ray reads by itself.
+        own_host: the address of this machine, where Ray looks for a cluster at localhost.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        return
+    if int(port) > 65535:
+        raise ValueError(f"there is no port {port}")
+    host = host.strip("[]")
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    except OSError:
+        if host not in ("localhost", "127.0.0.1", "::1"):
+            raise
+        socket.create_connection((own_host(), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+def _no_cluster(address: str, error: Exception) -> InputError:
+    why = str(error).split("\n")[0]
+    return InputError(
+        f"there is no Ray cluster at RAY_ADDRESS={address}" if address else "there is no Ray cluster",
+        where="engine",
+        found=why,
+        allowed="RAY_ADDRESS=HOST:PORT of a cluster's head, such as 10.0.0.1:6379, or unset"
+        if address
+        else None,
+        fix="start one with `ray start --head`, name it by RAY_ADDRESS, or set engine: local",
+    )
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
