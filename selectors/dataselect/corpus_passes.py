@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ABSENT = -1  # tokens of a row without a document
 ROWS = 1 << 16  # whose scores are looked at together
-_PRODUCER = 2  # another number where results of the same inputs would be other ones
+_PRODUCER = 3  # another number where results of the same inputs would be other ones
 
 Work = TypeVar("Work", "Counting", "Scoring", "Recounting")
 

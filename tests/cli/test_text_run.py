@@ -572,7 +572,8 @@ def test_a_bomb_is_refused(
     (corpus / "a" / "bomb.jsonl.gz").write_bytes(bomb)
     result = call("run", text_recipe, "--out", "out")
     assert result.exit_code == 3, result.output
-    assert "bomb.jsonl.gz" in result.stderr and "100 times" in result.stderr
+    told = "100 times" if readable else "more rows than bytes"
+    assert "bomb.jsonl.gz" in result.stderr and told in result.stderr
     nothing_is_half_written(tmp_path / "out")
 
 
