@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distill.randomness import counter_bits, derive_seed
 
 _BITS = 52
-_WAITING = 1 << 20  # numbers held beside k before they are sorted
+_WAITING = 1 << 16  # numbers held beside k before they are sorted
 
 
 def gumbel_noise(
@@ -37,7 +37,7 @@ def gumbel_noise(
 
 
 class Greatest:
-    """The k greatest of numbers that come in blocks, in memory for twice as many, a million more and a block.
+    """The k greatest of numbers that come in blocks, in memory for twice as many, 65,536 more and a block.
 
     Of equal ones those with the lowest numbers. -inf and NaN are never taken.
 
