@@ -170,6 +170,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         "documents": choice.corpus.documents,
         "bytes": sum(file.size for file in corpus.files),
         "peaks": peaks,
+        "kl": {kind: getattr(choice.targets[0], f"kl_{kind}") for kind in ("corpus", "random", "chosen")},
     }
 
 
@@ -218,6 +219,8 @@ def print_table(
     print("                      MB  documents    count    score   choose   total s    MB/s   ratio")
     print(row("data-selection", made.sample_bytes, made.sample_documents, other, peer_rate))
     print(row("ours", ours[0]["bytes"], documents, own, rate) + f" {ratio:7.1f}")
+    told = ", ".join(f"{kind} {value:.3f}" for kind, value in ours[0]["kl"].items())
+    print(f"KL divergence of the target's n-grams, in nats: {told}")
     report(
         hash=args.hash,
         ratio=round(ratio, 2),
@@ -230,6 +233,7 @@ def print_table(
         documents_peer=made.sample_documents,
         workers=args.workers,
         load=max(load),
+        kl=ours[0]["kl"],
     )
 
 
