@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import torch
 from distill.evaluation.protocol import Ledger
 from distill.evaluation.results import StageCost
 from distill.files import write_bytes_atomically
+from distill.parallel import Pool
 from distill.training.memory import peak_bytes, reset_peak
 
 
@@ -29,11 +30,25 @@ class Measured(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PoolWorkers:
+    """This process and those of a pool, on a CPU."""
+
+    pool: Pool
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def take_worker_peak(self) -> int:
+        return self.pool.take_worker_peak()
+
+
 class Costs:
     """A ledger of stages, in the order in which they ran.
 
     Args:
-        engine: whose device and worker processes are measured.
+        engine: whose device and worker processes are measured, or `PoolWorkers`.
     """
 
     def __init__(self, engine: Measured) -> None:

@@ -12,7 +12,7 @@ from distill.document_run import open_corpora
 from distill.recipe import Recipe
 from distill.report.quantities import long_seconds, size
 from distill.report.tables import counted
-from distill.run_folder import RunFolder, State
+from distill.run_folder import RunFolder, State, state_lines
 from distill.text import Corpus, Piece
 from distill.training.engine import worker_count
 
@@ -40,7 +40,7 @@ def plan_documents(recipe: Recipe, step: DocumentSelector, folder: RunFolder, *,
     where = "the Ray cluster" if recipe.engine == "ray" else counted(workers, "process")
     lines = [
         f"would run 1 step in {where}; nothing was run",
-        *_state_lines(state, folder),
+        *state_lines(state, folder),
         "",
         f"data     text: {_told(corpus)}",
         *(f"target   {name}: {_told(target)}" for name, target in targets.items()),
@@ -52,14 +52,6 @@ def plan_documents(recipe: Recipe, step: DocumentSelector, folder: RunFolder, *,
         *(f"  {path}" for path in folder.outputs),
     ]
     return "\n".join(lines)
-
-
-def _state_lines(state: State, folder: RunFolder) -> list[str]:
-    if state == "finished":
-        return [f"the run in {folder.root} is finished: only --fresh would run it again"]
-    if state == "interrupted":
-        return [f"the run in {folder.root} was interrupted and would go on; below is the whole of it"]
-    return []
 
 
 def _told(corpus: Corpus) -> str:

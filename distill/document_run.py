@@ -7,7 +7,7 @@ choice from the same corpus begins where this one ended.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import torch
 from distill.cache.folder import default_folder
 from distill.cache.text_passes import TextPasses
 from distill.contracts import DocumentChoice, DocumentContext, DocumentSelector, DocumentSet, Progress
-from distill.costs import Costs
+from distill.costs import Costs, PoolWorkers
 from distill.document_checks import check_readable
 from distill.document_results import DocumentReport, Example, facts_of
 from distill.environment import code_revision, machine, versions
 from distill.exporting.documents import Written, corpus_of, write_chosen
 from distill.files import PARTIAL, disk_errors
-from distill.parallel import Pool, open_pool
+from distill.parallel import open_pool
 from distill.portable import without_paths
 from distill.recipe import Recipe, as_dict
 from distill.report.documents import write_report
@@ -58,7 +58,7 @@ def run_documents(
     with disk_errors(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
     with open_pool(recipe.engine, workers=worker_count()) as pool:
-        costs = Costs(_Workers(pool))
+        costs = Costs(PoolWorkers(pool))
         with costs.stage(f"selector {step.name}"), step_named(0, step):
             cache = Path(recipe.cache.folder) if recipe.cache.folder else default_folder()
             passes = TextPasses(cache, costs=costs)
@@ -118,20 +118,6 @@ def _origin(corpus: Corpus, targets: Mapping[str, Corpus]) -> dict[str, Any]:
         "versions": versions(),
         "code": code_revision(),
     }
-
-
-@dataclass(frozen=True)
-class _Workers:
-    """Whose memory is measured: this process, and those of the pool."""
-
-    pool: Pool
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def take_worker_peak(self) -> int:
-        return self.pool.take_worker_peak()
 
 
 def _finished(

@@ -22,7 +22,7 @@ from distill.models import describe
 from distill.models.cost import forward_cost
 from distill.recipe import Recipe
 from distill.report.quantities import long_seconds, seconds, size
-from distill.run_folder import RunFolder, State
+from distill.run_folder import RunFolder, State, state_lines
 from distill.step_checks import check_files, check_places, check_steps
 from distill.training.config import Strict, TrainConfig
 from distill.training.engine import worker_count
@@ -87,7 +87,7 @@ def dry_run(
     estimates = _estimates(recipe, steps, looked, source)
     lines = [
         f"would run {len(steps)} step{'s' if len(steps) > 1 else ''} on {device}; nothing was run",
-        *_state_lines(state, folder),
+        *state_lines(state, folder),
         "",
         f"data     {_data_text(recipe, looked, source)}",
         *_target_lines(recipe, source),
@@ -113,15 +113,6 @@ def _outline(recipe: Recipe, looked: Plan) -> Source | None:
         return source
     target = target_outline(recipe.target, source, seed=recipe.seed)
     return None if target is None else with_target(source, target)
-
-
-def _state_lines(state: State, folder: RunFolder) -> list[str]:
-    """What the folder holds of this recipe already, and what that changes."""
-    if state == "finished":
-        return [f"the run in {folder.root} is finished: only --fresh would run it again"]
-    if state == "interrupted":
-        return [f"the run in {folder.root} was interrupted and would go on; below is the whole of it"]
-    return []
 
 
 def _counted(looked: Plan, source: Source) -> Plan:

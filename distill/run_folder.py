@@ -268,6 +268,15 @@ class RunFolder:
             lock.release(remove=True)
 
 
+def state_lines(state: State, folder: RunFolder) -> list[str]:
+    """What the folder holds of this recipe already, and what that changes."""
+    if state == "finished":
+        return [f"the run in {folder.root} is finished: only --fresh would run it again"]
+    if state == "interrupted":
+        return [f"the run in {folder.root} was interrupted and would go on; below is the whole of it"]
+    return []
+
+
 def _listed(changes: list[str]) -> str:
     """Lines of their own below `found:`, not too many."""
     more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []

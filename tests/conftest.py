@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from distill.cache import Cache, Network
 from distill.cache.text_passes import TextPasses
 from distill.contracts import Context, Preprocessing, Source
-from distill.costs import Costs
+from distill.costs import Costs, PoolWorkers
 from distill.data.statistics import channel_statistics, split_of
 from distill.models.mlp import MLPConfig
+from distill.parallel.local import LocalPool
 from distill.progress import NullProgress
 from distill.training.config import TrainConfig
 from distill.training.engine import Engine
@@ -183,16 +184,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     return jobs
 
 
-class _Here:
-    """Who works: this process, whose memory is nobody's matter."""
-
-    device = torch.device("cpu")
-
-    def take_worker_peak(self) -> int:
-        return 0
-
-
 @pytest.fixture
 def text_passes() -> Callable[[Path], TextPasses]:
     """text_passes(folder): passes over text in a cache there."""
-    return lambda folder: TextPasses(folder, costs=Costs(_Here()))
+    return lambda folder: TextPasses(folder, costs=Costs(PoolWorkers(LocalPool(1))))

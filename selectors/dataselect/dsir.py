@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,13 @@ from pydantic import Field, model_validator
 from dataselect.corpus_passes import (
     Counted,
     Features,
-    Recounting,
     count_chosen,
     count_corpus,
     models_sha256,
     score_corpus,
 )
-from dataselect.document_choice import Chosen, Reading, Rules, between, choose, draw_uniform, placed
+from dataselect.document_choice import Reading, Rules, choose
+from dataselect.document_places import as_set, find, with_controls
 from dataselect.importance import divergence, log_ratio, shares
 from dataselect.ngrams import Hash
 from distill.contracts import (
@@ -43,16 +43,13 @@ from distill.contracts import (
     DocumentChoice,
     DocumentContext,
     DocumentSelector,
-    DocumentSet,
     MethodConfig,
-    Selection,
     TargetFacts,
 )
 from distill.errors import DamagedDataError, InputError
 from distill.text import Corpus, Piece
 from distill.training.config import NonNegative, Positive
 
-_CONTROL = 1 << 32  # the draw of random documents, which is none of a target
 _SUM = 1e-6  # by which proportions may miss 1
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -154,8 +151,8 @@ class DSIR(DocumentSelector):
         wanted = _shared(total, targets, config)
         read = _reading(ctx, config, np.stack([log_ratio(model, raw) for model in models.values()]))
         chosen = choose(read, config.rules, wanted, seed=ctx.seed, where=config.budget_option)
-        numbers, takers = _with_controls(chosen, read, config, wanted, seed=ctx.seed)
-        found = _find(ctx.corpus, config, read, numbers, takers, groups=2 * len(targets))
+        numbers, takers = with_controls(chosen, read, config.rules, wanted, seed=ctx.seed)
+        found = find(ctx.corpus, config.features, read, numbers, takers, groups=2 * len(targets))
         recounted, digests = count_chosen(
             found.works, folder=ctx.scratch, pool=ctx.pool, progress=ctx.progress, passes=ctx.passes
         )
@@ -171,7 +168,7 @@ class DSIR(DocumentSelector):
             )
             for number, (name, (seen, own)) in enumerate(targets.items())
         )
-        return DocumentChoice(_as_set(chosen, found, digests), corpus, chosen.passed, facts)
+        return DocumentChoice(as_set(chosen, found, digests), corpus, chosen.passed, facts)
 
 
 def _count(
@@ -314,84 +311,3 @@ def _parts(corpus: Corpus, config: DSIR.Config) -> dict[str, Any]:
 def _divergence(target: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
     """KL of counted n-grams, of the target as it is, without smoothing; None where the others are none."""
     return divergence(shares(target), shares(other)) if other.any() else None
-
-
-def _with_controls(
-    chosen: Chosen, read: Reading, config: DSIR.Config, counts: Sequence[int], *, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The chosen documents, and behind them for each target as many random ones: numbers, and for whom; int64 (2k,).
-
-    Those of target t stand for t, the random ones beside it for T + t. A small control is the beginning of a large one.
-    """
-    uniform = draw_uniform(read, config.rules, max(counts), seed=seed, draw=_CONTROL)
-    controls = [uniform[:count] for count in counts]
-    takers = np.repeat(np.arange(len(counts)), counts) + len(counts)
-    return np.concatenate([chosen.numbers, *controls]), np.concatenate([chosen.targets, takers])
-
-
-class _Found(NamedTuple):
-    """Where documents lie.
-
-    Attributes:
-        names: of files.
-        file: int32 (n,), numbers in `names`.
-        row: int64 (n,), in the file.
-        works: to read them again, piece by piece, in ascending order of their numbers ...
-        order: ... which are those of documents `order`, int64 (n,).
-    """
-
-    names: tuple[str, ...]
-    file: NDArray[np.int32]
-    row: NDArray[np.int64]
-    works: list[Recounting]
-    order: NDArray[np.int64]
-
-
-def _find(
-    corpus: Corpus,
-    config: DSIR.Config,
-    read: Reading,
-    numbers: NDArray[np.int64],
-    takers: NDArray[np.int64],
-    *,
-    groups: int,
-) -> _Found:
-    """Where the documents of these numbers lie, (n,), and work for those who read them again for `takers`, (n,)."""
-    file, row = np.empty(len(numbers), dtype=np.int32), np.empty(len(numbers), dtype=np.int64)
-    order = np.argsort(numbers, kind="stable")
-    ascending = numbers[order]
-    names: dict[str, int] = {}
-    parts: dict[Piece, tuple[int, slice]] = {}  # number of the first row, and where in `ascending`
-    piece_before, piece_first = None, 0
-    for piece, first, start, scored in placed(read):
-        if piece is not piece_before:
-            piece_before, piece_first = piece, first
-        here = between(ascending, first, len(scored.tokens))
-        if here.start == here.stop:
-            continue
-        file[order[here]] = names.setdefault(piece.file.name, len(names))
-        row[order[here]] = start + ascending[here] - first
-        begun = parts[piece][1].start if piece in parts else here.start
-        parts[piece] = piece_first, slice(begun, here.stop)
-    works = [
-        Recounting(
-            piece, corpus.config, config.features, ascending[part] - first, takers[order[part]], groups
-        )
-        for piece, (first, part) in parts.items()
-    ]
-    return _Found(tuple(names), file, row, works, order)
-
-
-def _as_set(chosen: Chosen, found: _Found, digests: NDArray[np.uint64]) -> DocumentSet:
-    """The chosen documents, which are the first that were found, and the files that hold them."""
-    count = len(chosen.numbers)
-    held, file = np.unique(found.file[:count], return_inverse=True)
-    own = np.empty(len(digests), dtype=np.uint64)
-    own[found.order] = digests
-    selection = Selection(
-        indices=chosen.numbers,
-        weights=np.ones(count, dtype=np.float32),
-        scores=chosen.scores.astype(np.float32),
-    )
-    names = tuple(found.names[number] for number in held.tolist())
-    return DocumentSet(selection, names, file.astype(np.int32), found.row[:count], own[:count])

@@ -31,11 +31,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from importance_corpus import Made, make_corpus
 from peer import Peer
 
@@ -43,7 +41,7 @@ from dataselect.dsir import DSIR
 from distill.cache.pass_costs import kept
 from distill.cache.text_passes import FOLDER, TextPasses
 from distill.contracts import DocumentContext
-from distill.costs import Costs
+from distill.costs import Costs, PoolWorkers
 from distill.parallel.local import LocalPool
 from distill.progress import NullProgress
 from distill.text import CorpusConfig, find_files
@@ -150,7 +148,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         target = find_files(CorpusConfig(files=[target_file]), where="target.files")
         step = DSIR(DSIR.Config(count=args.drawn, hash=args.hash))
         (folder / "scratch").mkdir()
-        passes = TextPasses(folder / "cache", costs=Costs(Workers(pool)))
+        passes = TextPasses(folder / "cache", costs=Costs(PoolWorkers(pool)))
         ctx = DocumentContext(0, corpus, {"target": target}, pool, passes, NullProgress(), folder / "scratch")
         choice = step.run(ctx)
         whole = time.perf_counter() - begun
@@ -172,20 +170,6 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
         "peaks": peaks,
         "kl": {kind: getattr(choice.targets[0], f"kl_{kind}") for kind in ("corpus", "random", "chosen")},
     }
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Whose memory the step's costs tell; the benchmark looks at the processes itself."""
-
-    pool: LocalPool
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def take_worker_peak(self) -> int:
-        return self.pool.take_worker_peak()
 
 
 def children() -> list[int]:
