@@ -129,6 +129,8 @@ def check_readable(corpus: Corpus, *, where: str) -> None:
     if corpus.config.bad_lines == 1:
         return
     pieces = corpus.pieces()
+    if not pieces:  # empty files: told where words are counted
+        return
     found = [_unreadable_in(pieces[at], corpus) for at in sorted({0, len(pieces) // 2, len(pieces) - 1})]
     told = [why for why in found if why is not None]
     if told and len(told) == len(found):

@@ -475,6 +475,19 @@ def test_what_belongs_to_text_is_refused_for_images(
     nothing_is_half_written(tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", [b"", b"\n\n", b'{"text": " "}\n', b'{"text": ""}\n'], ids=repr)
+@pytest.mark.parametrize("section", ["data", "target"])
+def test_files_without_a_word_are_refused(
+    section: str, content: bytes, call: Call, text_recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "none.jsonl").write_bytes(content)
+    result = call("run", text_recipe, f"{section}.files=none.jsonl", "--out", "out")
+    assert result.exit_code == 2, result.output
+    assert f"{section}: the {section} holds no words" in result.stderr
+    assert call("run", text_recipe, f"{section}.files=none.jsonl", "--dry-run").exit_code == 0
+    nothing_is_half_written(tmp_path / "out")
+
+
 def test_a_target_that_shares_nothing_is_refused(call: Call, text_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "target.jsonl").write_text('{"text": "etwas ganz anderes"}\n')
     result = call("run", text_recipe, "steps.0.dsir.buckets=1000000", "--out", "out")
