@@ -27,6 +27,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from distill.byte_sizes import AsBytes, ByteSize
 from distill.errors import InputError, RecipeErrors
 from distill.machine_paths import MachinePath
+from distill.parallel import Where
 from distill.recipe_overrides import Draft, apply_overrides
 from distill.recipe_problems import Problem, Written, explain, key_path, refuse, unknown_key
 from distill.registry import DATA, MODELS, TARGETS, Entry, lookup, methods, nearest
@@ -145,7 +146,6 @@ StepField = Annotated[SerializeAsAny[Step], PlainValidator(_read_step), WithJson
 Control = Literal["random", "random_soft", "random_target", "full"]
 Regime = Literal["hard", "soft", "teacher"]
 Tested = Literal["data", "target", "transfer", "nothing"]
-Where = Literal["local", "ray"]
 TEXT = "text"  # the name of data that no student learns
 
 

@@ -82,13 +82,13 @@ class RunFolder:
 
     def keep_cost(self, number: int, cost: StageCost) -> None:
         """Remember what a finished step cost."""
-        save_cost(self.cost(number), cost)
+        save_cost(self._cost(number), cost)
 
     def step_cost(self, number: int) -> StageCost:
         """What the interrupted run paid for a step that it finished."""
-        return load_cost(self.cost(number))
+        return load_cost(self._cost(number))
 
-    def cost(self, number: int) -> Path:
+    def _cost(self, number: int) -> Path:
         """Where what a step has cost is kept."""
         return self.resume / f"step-{number}.json"
 

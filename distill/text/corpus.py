@@ -49,8 +49,9 @@ class CorpusConfig(Strict):
     A line of more than `document_bytes` is refused.
     """
 
+    name: Literal["text"] = "text"
     files: Annotated[list[str], Field(min_length=1)]
-    field: str = "text"
+    field: Annotated[str, Field(min_length=1)] = "text"
     document: Literal["line", "file"] = "line"
     bad_lines: Annotated[float, Field(ge=0, le=1)] = 0.001
     document_bytes: Annotated[int, AsBytes(at_least=1)] = 16 << 20

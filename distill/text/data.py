@@ -8,10 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill.byte_sizes import AsBytes
 from distill.machine_paths import MachinePath
 from distill.text.corpus import Corpus, CorpusConfig, find_files
-from distill.training.config import Strict
 
 _Path = Annotated[str, Field(min_length=1)]  # an empty one would be the folder that one stands in
 Files = _Path | Annotated[list[_Path], Field(min_length=1)]
@@ -19,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 ONLY = "target"  # the name of a target that has none of its own
 
 
-class TextConfig(Strict):
+class TextConfig(CorpusConfig):
     """Files of text.
 
     Args:
@@ -33,21 +31,12 @@ class TextConfig(Strict):
     """
 
     name: Literal["text"]
-    files: Annotated[Files, MachinePath()]
-    field: Annotated[str, Field(min_length=1)] = "text"
-    document: Literal["line", "file"] = "line"
-    bad_lines: Annotated[float, Field(ge=0, le=1)] = 0.001
-    document_bytes: Annotated[int, AsBytes(at_least=1)] = 16 << 20
+    files: Annotated[Files, MachinePath()]  # type: ignore[assignment]
 
     def corpus_config(self, files: str | list[str]) -> CorpusConfig:
         """How these files are read."""
-        return CorpusConfig(
-            files=[files] if isinstance(files, str) else files,
-            field=self.field,
-            document=self.document,
-            bad_lines=self.bad_lines,
-            document_bytes=self.document_bytes,
-        )
+        options = self.model_dump(exclude={"files"})
+        return CorpusConfig(files=[files] if isinstance(files, str) else files, **options)
 
     def open(self) -> Corpus:
         """The corpus of a recipe's `data`. Errors: see `find_files`."""
