@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,26 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 def text_passes() -> Callable[[Path], TextPasses]:
     """text_passes(folder): passes over text in a cache there."""
     return lambda folder: TextPasses(folder, costs=Costs(PoolWorkers(LocalPool(1))))
+
+
+@contextmanager
+def _two_nodes(*paths: str) -> Iterator[None]:
+    """A Ray cluster of two nodes of one core each, which import from `paths` too."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    root = Path(__file__).parents[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([*paths, str(root), str(root / "selectors")]))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.add_node(num_cpus=1)
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Callable[..., AbstractContextManager[None]]:
+    """ray_cluster(*paths): a cluster of two nodes, which RAY_ADDRESS names as a user's shell does."""
+    return _two_nodes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -73,19 +74,9 @@ def test_another_seed_chooses_others(choose: Callable[..., Choice]) -> None:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two nodes of one core each; RAY_ADDRESS names them, as a user's shell does."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    root = Path(__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", f"{root}:{root}/selectors")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    yield
-    ray.shutdown()
-    cluster.shutdown()
+def cluster(ray_cluster: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+    with ray_cluster():
+        yield
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
@@ -28,24 +29,9 @@ def work() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def cluster(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two nodes of one core each; RAY_ADDRESS names them, as a user's shell does."""
-    from ray.cluster_utils import Cluster
-
-    root = str(Path(__file__).parents[2])
-    monkeypatch_module.setenv("PYTHONPATH", f"{HERE}:{root}:{root}/selectors")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    monkeypatch_module.setenv("RAY_ADDRESS", cluster.address)
-    yield
-    ray.shutdown()
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+def cluster(ray_cluster: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+    with ray_cluster(HERE):
+        yield
 
 
 @pytest.fixture
